@@ -1,0 +1,59 @@
+"""lightjax: a trainer for models written as pure functions."""
+
+from lightjax.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightjax.checkpoint import Checkpoint, Checkpointer, Checkpoints, restore
+from lightjax.data.array_loader import ArrayLoader
+from lightjax.errors import (
+    CheckpointError,
+    ConfigurationError,
+    DataError,
+    LightjaxError,
+    MetricError,
+    StepError,
+)
+from lightjax.gradient import grad
+from lightjax.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightjax.metrics import Accuracy, Last, Max, Mean, Metric, Min, Sum
+from lightjax.result import FitResult
+from lightjax.run import Run
+from lightjax.state import TrainState
+from lightjax.summary import summarize
+from lightjax.task import Task, TaskLike
+from lightjax.trainer import Trainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Accuracy",
+    "ArrayLoader",
+    "CSVLogger",
+    "Callback",
+    "Checkpoint",
+    "CheckpointError",
+    "Checkpointer",
+    "Checkpoints",
+    "ConfigurationError",
+    "DataError",
+    "EarlyStopping",
+    "FitResult",
+    "Last",
+    "LightjaxError",
+    "Logger",
+    "Max",
+    "Mean",
+    "Metric",
+    "MetricError",
+    "Min",
+    "ModelCheckpoint",
+    "Run",
+    "StepError",
+    "Sum",
+    "Task",
+    "TaskLike",
+    "TensorBoardLogger",
+    "TrainState",
+    "Trainer",
+    "grad",
+    "restore",
+    "summarize",
+]

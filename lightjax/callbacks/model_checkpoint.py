@@ -1,0 +1,107 @@
+"""ModelCheckpoint: decides which steps are saved and which checkpoints are kept."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+from lightjax.callbacks.callback import Callback
+from lightjax.checkpoint import Checkpoint, Checkpoints
+from lightjax.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from lightjax.run import Run
+
+
+class ModelCheckpoint(Callback):
+    """Saves the last step and the best ones by a metric.
+
+    Args:
+      monitor: name of the metric that ranks checkpoints, such as "val/loss". With None, "val/loss" ranks them where
+        evaluation reports it, and otherwise only the last one is kept.
+      mode: "min" or "max". NaN is worse than any number.
+      save_top_k: how many of the best to keep; -1 keeps all.
+      every_n_epochs: save at the end of every n-th epoch; 0 never.
+      every_n_train_steps: save at every n-th step as well.
+
+    Attributes:
+      best: the best checkpoint so far, or None.
+      last: the newest checkpoint, or None.
+    """
+
+    def __init__(
+        self,
+        monitor: str | None = None,
+        *,
+        mode: Literal["min", "max"] = "min",
+        save_top_k: int = 1,
+        every_n_epochs: int = 1,
+        every_n_train_steps: int | None = None,
+    ) -> None:
+        if mode not in ("min", "max"):
+            raise ConfigurationError(f"ModelCheckpoint got mode={mode!r}; write mode='min' or mode='max'.")
+        if save_top_k < -1:
+            raise ConfigurationError(
+                f"ModelCheckpoint got save_top_k={save_top_k}; give a number of checkpoints, or -1 to keep all."
+            )
+        self.monitor = monitor
+        self.mode = mode
+        self.save_top_k = save_top_k
+        self.every_n_epochs = every_n_epochs
+        self.every_n_steps = every_n_train_steps
+        self._ranked: list[tuple[float, Checkpoint]] = []
+        self.last: Checkpoint | None = None
+
+    @property
+    def best(self) -> Checkpoint | None:  # noqa: D102 (an attribute, documented with the class)
+        return self._ranked[0][1] if self._ranked else None
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints kept; the last one stands for the best where nothing ranks them."""
+        return Checkpoints(best=self.best or self.last, last=self.last)
+
+    def on_fit_start(self, run: Run) -> None:
+        """Forgets the checkpoints of an earlier run."""
+        self._ranked, self.last = [], None
+
+    def on_train_batch_end(self, run: Run) -> None:
+        """Saves a step between the ends of epochs."""
+        self.save(run)
+
+    def on_train_epoch_end(self, run: Run) -> None:
+        """Saves the step an epoch ends with."""
+        if self.every_n_epochs and (run.epoch + 1) % self.every_n_epochs == 0:
+            self.save(run)
+
+    def on_fit_end(self, run: Run) -> None:
+        """Saves the step the run ends with."""
+        self.save(run)
+
+    def save(self, run: Run) -> None:
+        """Saves this step, ranks it if its metric is new, and lets go of checkpoints that are no longer wanted."""
+        score = self._score(run)
+        checkpoint = run.save_checkpoint()
+        if checkpoint is None:
+            return
+        previous, self.last = self.last, checkpoint
+        # A checkpoint between evaluations has no score of its own: it is never the best, only the last.
+        if score is not None and all(checkpoint.step != ranked.step for _, ranked in self._ranked):
+            self._ranked.append((score, checkpoint))
+            self._ranked.sort(key=lambda ranked: ranked[0])
+        dropped = [] if self.save_top_k == -1 else self._ranked[self.save_top_k :]
+        self._ranked = self._ranked[: len(self._ranked) - len(dropped)]
+        unwanted = [ranked for _, ranked in dropped] + ([previous] if previous is not None else [])
+        kept = {checkpoint.step, *(ranked.step for _, ranked in self._ranked)}
+        for old in {old.step: old for old in unwanted if old.step not in kept}.values():
+            run.delete_checkpoint(old)
+
+    def _score(self, run: Run) -> float | None:
+        """Returns the rank of this step, smaller is better; None where the metric is not of this step."""
+        monitor = self.monitor or "val/loss"
+        value = run.fresh(monitor, strict=self.monitor is not None, who="ModelCheckpoint")
+        if value is None:
+            return None
+        if math.isnan(value):
+            return math.inf
+        return value if self.mode == "min" else -value

@@ -1,0 +1,6 @@
+"""Checkpoints: what is saved, where, and how it comes back."""
+
+from lightjax.checkpoint.checkpoint import Checkpoint, Checkpoints, restore
+from lightjax.checkpoint.checkpointer import Checkpointer
+
+__all__ = ["Checkpoint", "Checkpointer", "Checkpoints", "restore"]

@@ -1,0 +1,93 @@
+"""Checkpoint: a state on disk, and what is known about it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightjax.checkpoint.storage import Storage, read_about
+from lightjax.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Checkpoint(os.PathLike[str]):
+    """One saved step.
+
+    Attributes:
+      path: its directory.
+      step: optimizer steps done when it was saved.
+      metrics: the latest value of every metric at that moment.
+      like: a state of the structure that was saved, without values; None for a checkpoint opened by its path.
+    """
+
+    path: Path
+    step: int
+    metrics: dict[str, float]
+    like: Any = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Checkpoint:
+        """Opens a checkpoint by its directory.
+
+        Raises:
+          CheckpointError: the directory is no complete checkpoint.
+        """
+        about = read_about(Path(path))
+        return cls(Path(path).absolute(), about["step"], about["metrics"])
+
+    def restore(self, like: Any = None) -> Any:
+        """Reads the state; waits for the disk.
+
+        Args:
+          like: a state of the same structure (arrays or shapes), which also says where the leaves go. Needed only for
+            a checkpoint opened by its path.
+
+        Raises:
+          CheckpointError: no structure is known, or the checkpoint does not fit it; every leaf that differs is listed.
+        """
+        like = self.like if like is None else like
+        if like is None:
+            raise CheckpointError(
+                f"The checkpoint {self.path} was opened by its path, which does not tell the structure of its state; "
+                "pass a state of the same structure: checkpoint.restore(like=state)."
+            )
+        return restore(self.path, like)
+
+    def __fspath__(self) -> str:
+        """Returns the directory."""
+        return str(self.path)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints a run left.
+
+    Attributes:
+      best: the best by the monitored metric; the last one where nothing was monitored; None without checkpoints.
+      last: the newest; None without checkpoints.
+    """
+
+    best: Checkpoint | None = None
+    last: Checkpoint | None = None
+
+
+def restore(path: str | os.PathLike[str], like: Any) -> Any:
+    """Restores a checkpoint into the structure of a state.
+
+    Args:
+      path: the directory of a checkpoint.
+      like: a state of the same structure: arrays, or shapes.
+
+    Returns:
+      The saved state.
+
+    Raises:
+      CheckpointError: there is no checkpoint at `path`, or it does not fit; every leaf that differs is listed.
+    """
+    storage = Storage()
+    try:
+        return storage.read(Path(path).absolute(), like)
+    finally:
+        storage.close()

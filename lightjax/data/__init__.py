@@ -1,0 +1,1 @@
+"""Data: loaders, and how they are read in stretches."""

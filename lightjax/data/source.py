@@ -1,0 +1,68 @@
+"""Sources: what a user passes as data, read epoch by epoch in stretches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sized
+from typing import Any, Protocol
+
+from lightjax.data.array_loader import ArrayLoader
+from lightjax.data.array_source import ArraySource
+from lightjax.data.iterable_source import IterableSource, a_or_an
+from lightjax.data.stretch import Cursor
+from lightjax.errors import DataError
+
+
+class Source(Protocol):
+    """Data that can be passed over once an epoch."""
+
+    name: str
+
+    @property
+    def batches(self) -> int | None:
+        """Batches in an epoch, None where the loader does not say."""
+        ...
+
+    def first(self) -> Any:
+        """Returns the first batch of epoch 0 as host arrays, without consuming it."""
+        ...
+
+    def epoch(self, index: int, start: int = 0) -> Cursor:
+        """Returns a cursor at batch `start` of an epoch."""
+        ...
+
+
+def as_source(data: Any, name: str, limit: int | float | None = None) -> Source:
+    """Makes a source of what the user passed.
+
+    Args:
+      data: an `ArrayLoader`, any iterable of batches, or a function that returns an iterable (a generator function).
+      name: what the user calls it, for messages: "train_data".
+      limit: batches of an epoch to use at most: a number, or a fraction of the loader's length.
+
+    Raises:
+      DataError: `data` is none of these, or a fraction is asked of a loader without length.
+    """
+    if isinstance(data, ArrayLoader):
+        return ArraySource(data, name, _limit(limit, len(data), name))
+    if not isinstance(data, Iterable) and callable(data):
+        return IterableSource(data, name, _limit(limit, None, name))
+    if isinstance(data, dict | str | bytes) or not (isinstance(data, Iterable) or hasattr(data, "__getitem__")):
+        raise DataError(
+            f"{name} is {a_or_an(type(data).__name__)}, which is no loader: it gives no batches to iterate over; pass "
+            "lj.ArrayLoader(arrays, batch_size=...), a DataLoader, a list of batches, or a generator function."
+        )
+    length = len(data) if isinstance(data, Sized) else None
+    return IterableSource(lambda: data, name, _limit(limit, length, name), length)
+
+
+def _limit(limit: int | float | None, length: int | None, name: str) -> int | None:
+    if limit is None or (isinstance(limit, float) and limit == 1.0):
+        return None
+    if isinstance(limit, int):
+        return limit
+    if length is None:
+        raise DataError(
+            f"{limit} of {name} was asked for, but the loader has no length to take a fraction of; "
+            "give a number of batches."
+        )
+    return max(1, int(length * limit))

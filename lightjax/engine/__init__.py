@@ -1,0 +1,1 @@
+"""Engines: how steps run."""

@@ -1,0 +1,55 @@
+"""Reports: what a call left on the device, as numbers with names and steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from lightjax.engine.jit import JitEngine
+from lightjax.history import Report
+from lightjax.metrics import computed
+
+
+def window_reports(
+    engine: JitEngine, rows: Any, steps: range, epoch: int, every: int, *, ends_epoch: bool = False
+) -> Callable[[], Iterator[Report]] | None:
+    """Picks the steps of a stretch that end a window.
+
+    Args:
+      engine: ran the stretch.
+      rows: what it returned: the window's metrics after each step, [capacity, length], on the device.
+      steps: the steps of the stretch, by how many are done after each.
+      epoch: the epoch.
+      every: the length of a window.
+      ends_epoch: whether the last step ends a window because it ends the epoch.
+
+    Returns:
+      A function that waits for the device and reads the reports, or None where no window ends.
+    """
+    picked = [row for row, step in enumerate(steps) if step % every == 0]
+    if ends_epoch and steps[-1] % every:
+        picked.append(len(steps) - 1)
+    if not picked:
+        return None
+
+    def read() -> Iterator[Report]:
+        on_host = jax.device_get(rows)
+        for row in picked:
+            metrics = engine.unpack("train", {dtype: vectors[row] for dtype, vectors in on_host.items()})
+            yield Report(steps[row], epoch, computed(metrics, "train/"))
+
+    return read
+
+
+def totals_report(
+    engine: JitEngine, stage: str, totals: Any, step: int, epoch: int, *, prefix: str, suffix: str = ""
+) -> Callable[[], Iterator[Report]]:
+    """Returns a function that waits for the device and reads the metrics of an epoch or an evaluation."""
+
+    def read() -> Iterator[Report]:
+        values = computed(engine.unpack(stage, jax.device_get(totals)), prefix)
+        yield Report(step, epoch, {name + suffix: value for name, value in values.items()})
+
+    return read

@@ -1,0 +1,143 @@
+"""Run: a training under way, as callbacks see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from lightjax import _tree
+from lightjax.errors import MetricError, StepError
+from lightjax.history import History, Report
+
+if TYPE_CHECKING:
+    from lightjax.checkpoint import Checkpoint, Checkpointer
+    from lightjax.engine.jit import JitEngine
+    from lightjax.loggers import Logger
+    from lightjax.trainer import Trainer
+
+
+class Run:
+    """What is going on: the state, where it is, what was reported, and ways to step in.
+
+    Attributes:
+      trainer: the trainer.
+      step: optimizer steps done.
+      epoch: the epoch, counted from 0.
+      batch: batches of this epoch done.
+      history: the rows reported so far.
+      logger: where metrics go.
+      directory: the run's directory; None for a run without files.
+      stopped_by: why the run is to end, or None.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        engine: JitEngine,
+        state: Any,
+        history: History,
+        logger: Logger,
+        checkpointer: Checkpointer | None,
+        directory: Path | None,
+    ) -> None:
+        self.trainer = trainer
+        self.history = history
+        self.logger = logger
+        self.directory = directory
+        self.step = int(getattr(state, "step", 0))
+        self.epoch = 0
+        self.batch = 0
+        self.stopped_by: str | None = None
+        self.validates = False
+        self.validated_at: int | None = None
+        self.epochs_reported = 0
+        self._engine = engine
+        self._state = state
+        self._checkpointer = checkpointer
+
+    @property
+    def state(self) -> Any:
+        """The state after `step` steps; its buffers are reused by the next step: copy what is to be kept."""
+        return self._state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        """Replaces the state; the new one is copied to the device.
+
+        Raises:
+          StepError: its tree, a shape or a dtype differs.
+        """
+        if change := _tree.difference(self._state, state):
+            raise StepError(
+                f"run.state was assigned a state that differs: {change}. The compiled step runs on states of one "
+                "shape; assign one with the same tree, shapes and dtypes, such as run.state.replace(...)."
+            )
+        self._state = self._engine.adopt_state(state)
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """The newest value of every metric, by name; waits for the device."""
+        self.history.settle()
+        return self.history.latest
+
+    def advance(self, state: Any, steps: int) -> None:
+        """Moves on by a stretch of steps (called by the loop)."""
+        self._state = state
+        self.step += steps
+        self.batch += steps
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Reports numbers of one's own for this step: Python numbers or scalar arrays."""
+        values = {name: np.asarray(value) for name, value in jax.device_get(dict(metrics)).items()}
+        for name, value in values.items():
+            if value.ndim or value.dtype.kind not in "bifuV":
+                raise MetricError(
+                    f"run.log got {name!r} = {metrics[name]!r}, which is no number; log scalars, one by one."
+                )
+        self.history.add(Report(self.step, self.epoch, {name: float(value) for name, value in values.items()}))
+
+    def stop(self, reason: str) -> None:
+        """Ends the run after this look; `result.stopped_by` keeps the first reason given."""
+        self.stopped_by = self.stopped_by or reason
+
+    def fresh(self, name: str, *, strict: bool, who: str) -> float | None:
+        """Returns a metric reported at this very step; waits for the device.
+
+        Args:
+          name: of the metric.
+          strict: raise when it should have been reported by now and never was.
+          who: asks, for the message.
+
+        Returns:
+          The value, or None where the newest one is of an earlier step.
+
+        Raises:
+          MetricError: the metric was never reported; lists the names there are.
+        """
+        metrics = self.metrics
+        if name in metrics:
+            return metrics[name] if self.history.reported_at[name] == self.step else None
+        due = self.validated_at is not None or not self.validates if name.startswith("val/") else True
+        if strict and due and self.epochs_reported:
+            raise MetricError(
+                f"{who} monitors {name!r}, which nobody reports; reported are: {', '.join(sorted(metrics)) or 'none'}. "
+                "Monitor one of these, or return it from the step."
+            )
+        return None
+
+    def save_checkpoint(self) -> Checkpoint | None:
+        """Begins to save this step; None for a run without checkpoints. Waits only for the copy to the host."""
+        if self._checkpointer is None:
+            return None
+        for callback in self.trainer.callbacks:
+            callback.on_save_checkpoint(self)
+        return self._checkpointer.save(self.step, self._state, metrics=self.metrics, epoch=self.epoch)
+
+    def delete_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Deletes a checkpoint once a newer one is complete."""
+        if self._checkpointer is not None:
+            self._checkpointer.delete(checkpoint)

@@ -1,0 +1,249 @@
+"""What a state is made of: every parameter with its shape, type and size, and the sums."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lightjax._tree import leaf_path
+
+__all__ = ["Row", "Summary", "summarize"]
+
+_MAX_ROWS = 60
+
+
+@dataclass(frozen=True)
+class Row:
+    """A leaf of the state.
+
+    Attributes:
+      path: its name, such as `Dense_0/kernel`.
+      shape: its shape over all devices; the key's shape for typed PRNG keys.
+      dtype: its type, such as `float32` or `key<fry>`.
+      parameters: how many trained numbers it holds; 0 for model state.
+      bytes: its size over all devices, each replica counted once.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The rows and sums of a state. `print(summary)` shows a table.
+
+    Attributes:
+      rows: the leaves of the parameters, then those of the model state; every leaf for a state that is not
+        and has no `TrainState`.
+      parameters: how many trained numbers there are.
+      parameter_bytes: their size.
+      model_state_bytes: the size of what the model carries besides parameters.
+      optimizer_bytes: the size of the optimizer state.
+      bytes: the size of the whole state, with step, keys and anything else.
+    """
+
+    rows: tuple[Row, ...]
+    parameters: int
+    parameter_bytes: int
+    model_state_bytes: int
+    optimizer_bytes: int
+    bytes: int
+
+    def table(self, max_rows: int | None = _MAX_ROWS) -> str:
+        """Writes the summary as a table.
+
+        Args:
+          max_rows: with more rows than this, those of a module are folded into one, the deepest first. None
+            shows every row.
+        """
+        rows = [_Line.of(row) for row in self.rows]
+        shown = rows if max_rows is None else _fold(rows, max_rows)
+        cells = [("Name", "Shape", "Dtype", "Parameters", "Size"), *(line.cells() for line in shown)]
+        widths = [max(len(row[column]) for row in cells) for column in range(5)]
+        rule = "-" * (sum(widths) + 2 * 4)
+        table = [_align(row, widths) for row in cells]
+        lines = [table[0], rule, *table[1:], rule, *self._totals()]
+        if len(shown) < len(rows):
+            folded = sum(line.leaves for line in shown if line.leaves > 1)
+            lines.append(f"{folded:,} arrays are folded into modules; print(summary.table(max_rows=None)) shows all")
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def _totals(self) -> list[str]:
+        totals = [
+            ("Parameters", f"{self.parameters:,}", self.parameter_bytes),
+            ("Model state", "", self.model_state_bytes),
+            ("Optimizer state", "", self.optimizer_bytes),
+            ("Whole state", "", self.bytes),
+        ]
+        kept = [total for total in totals if total[2] or total[0] in ("Parameters", "Whole state")]
+        width = max(len(count) for _, count, _ in kept)
+        return [f"{name:<15}  {count:>{width}}  {format_bytes(size):>8}" for name, count, size in kept]
+
+
+def summarize(state: Any) -> Summary:
+    """Lists what a state is made of, without reading any value.
+
+    Args:
+      state: a pytree of arrays, or of their shapes (`jax.eval_shape(...)`): a `TrainState`, something that
+        holds several, or any other. Of the last, all floating-point leaves count as parameters.
+
+    Returns:
+      The rows and sums.
+
+    Raises:
+      TypeError: a leaf is neither an array, nor a shape, nor a number.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> params = {"Dense_0": {"bias": jnp.zeros(10), "kernel": jnp.zeros((784, 10))}}
+      >>> print(summarize(params))
+      Name            Shape   Dtype    Parameters     Size
+      ----------------------------------------------------
+      Dense_0/bias    10      float32          10     40 B
+      Dense_0/kernel  784x10  float32       7,840  31.4 kB
+      ----------------------------------------------------
+      Parameters       7,850   31.4 kB
+      Whole state              31.4 kB
+    """
+    parts, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_train_state)
+    train_states = [(path, part) for path, part in parts if _is_train_state(part)]
+    whole = sum(row.bytes for row in _rows(state))
+    if not train_states:
+        rows = _rows(state, trained=True)
+        return Summary(
+            rows=tuple(rows),
+            parameters=sum(row.parameters for row in rows),
+            parameter_bytes=sum(row.bytes for row in rows if row.parameters),
+            model_state_bytes=0,
+            optimizer_bytes=0,
+            bytes=whole,
+        )
+    params: list[Row] = []
+    model_state: list[Row] = []
+    optimizer_bytes = 0
+    for path, part in train_states:
+        prefix = f"{leaf_path(path)}/" if path else ""
+        params += _rows(part.params, prefix, trained=True, every=True)
+        model_state += _rows(getattr(part, "model_state", None), f"{prefix}model_state/")
+        optimizer_bytes += sum(row.bytes for row in _rows(part.opt_state))
+    return Summary(
+        rows=(*params, *model_state),
+        parameters=sum(row.parameters for row in params),
+        parameter_bytes=sum(row.bytes for row in params),
+        model_state_bytes=sum(row.bytes for row in model_state),
+        optimizer_bytes=optimizer_bytes,
+        bytes=whole,
+    )
+
+
+def format_bytes(size: int) -> str:
+    """Writes a size in decimal units.
+
+    Example:
+      >>> format_bytes(40), format_bytes(31_400), format_bytes(102_400_000)
+      ('40 B', '31.4 kB', '102 MB')
+    """
+    if size < 1000:
+        return f"{size} B"
+    power = min(int(math.log10(size)) // 3, 5)
+    return f"{size / 1000**power:.3g} {' kMGTP'[power]}B"
+
+
+def _is_train_state(node: Any) -> bool:
+    return hasattr(node, "params") and hasattr(node, "opt_state")
+
+
+def _rows(tree: Any, prefix: str = "", *, trained: bool = False, every: bool = False) -> list[Row]:
+    """The leaves of a tree; with `trained`, the floating-point ones (or every one) count as parameters."""
+    rows = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = f"{prefix}{leaf_path(path)}".rstrip("/")
+        shape, dtype = _shape_and_dtype(name, leaf)
+        counts = trained and (every or jnp.issubdtype(dtype, jnp.inexact))
+        count = math.prod(shape)
+        rows.append(Row(name, shape, str(dtype), count if counts else 0, count * dtype.itemsize))
+    return rows
+
+
+def _shape_and_dtype(name: str, leaf: Any) -> tuple[tuple[int, ...], Any]:
+    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+        return tuple(leaf.shape), leaf.dtype
+    if isinstance(leaf, bool | int | float | complex):
+        return (), jax.dtypes.canonicalize_dtype(np.asarray(leaf).dtype)
+    raise TypeError(
+        f"The state's leaf {name!r} is a {type(leaf).__name__}, {leaf!r:.80}. A state is a pytree of arrays: "
+        "those can be compiled, placed on devices and saved. Keep it outside the state, or make it a static "
+        "field of a dataclass registered with jax.tree_util.register_dataclass and metadata={'static': True}."
+    )
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of the table: a leaf, or a folded module."""
+
+    path: str
+    shape: str
+    dtype: str
+    parameters: int
+    bytes: int
+    leaves: int = 1
+
+    @classmethod
+    def of(cls, row: Row) -> "_Line":
+        shape = "x".join(map(str, row.shape)) or "scalar"
+        return cls(row.path, shape, row.dtype, row.parameters, row.bytes)
+
+    @classmethod
+    def folded(cls, path: str, lines: list["_Line"]) -> "_Line":
+        dtypes = {line.dtype for line in lines}
+        return cls(
+            path,
+            shape=f"{sum(line.leaves for line in lines):,} arrays",
+            dtype=dtypes.pop() if len(dtypes) == 1 else "mixed",
+            parameters=sum(line.parameters for line in lines),
+            bytes=sum(line.bytes for line in lines),
+            leaves=sum(line.leaves for line in lines),
+        )
+
+    def cells(self) -> tuple[str, str, str, str, str]:
+        parameters = f"{self.parameters:,}" if self.parameters else "-"
+        return (self.path, self.shape, self.dtype, parameters, format_bytes(self.bytes))
+
+
+def _fold(lines: list[_Line], max_rows: int) -> list[_Line]:
+    """Folds modules at the greatest depth at which few enough lines are left."""
+    depth = max((line.path.count("/") for line in lines), default=0)
+    shown = lines
+    while len(shown) > max_rows and depth > 0:
+        groups: dict[str, list[_Line]] = {}
+        for line in lines:
+            groups.setdefault("/".join(line.path.split("/")[:depth]), []).append(line)
+        shown = [group[0] if len(group) == 1 else _Line.folded(f"{path}/...", group) for path, group in groups.items()]
+        depth -= 1
+    if len(shown) > max_rows:  # many modules at the top
+        rest = shown[max(max_rows - 1, 0) :]
+        shown = [*shown[: max(max_rows - 1, 0)], _Line.folded("...", rest)]
+    return shown
+
+
+def _align(cells: Iterable[str], widths: list[int]) -> str:
+    name, shape, dtype, parameters, size = cells
+    return "  ".join(
+        [
+            name.ljust(widths[0]),
+            shape.ljust(widths[1]),
+            dtype.ljust(widths[2]),
+            parameters.rjust(widths[3]),
+            size.rjust(widths[4]),
+        ]
+    )

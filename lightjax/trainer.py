@@ -1,0 +1,380 @@
+"""Trainer: checks what is asked for and connects the parts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from lightjax import loop
+from lightjax.callbacks import Callback, ModelCheckpoint
+from lightjax.checkpoint import Checkpoint, Checkpointer, Checkpoints
+from lightjax.data.module import loader_of, set_up
+from lightjax.data.source import Source, as_source
+from lightjax.engine.jit import JitEngine
+from lightjax.errors import ConfigurationError, MetricError
+from lightjax.history import History
+from lightjax.loggers import CSVLogger, Logger, LoggerCollection, TensorBoardLogger
+from lightjax.metrics import computed
+from lightjax.prediction import predict
+from lightjax.progress import make_progress
+from lightjax.result import FitResult
+from lightjax.run import Run
+from lightjax.run_directory import create_run_directory
+from lightjax.summary import summarize
+from lightjax.task import TaskLike
+
+
+class Trainer:
+    """Trains, evaluates and predicts with models written as pure functions.
+
+    Arguments carry Lightning's names where the meaning is Lightning's.
+
+    Args:
+      max_epochs: passes over the training data.
+      max_steps: optimizer steps in all; those a given `state` has already done count.
+      seed: of the key that `init` receives, `jax.random.key(seed)`.
+      steps_per_call: steps that one compiled call runs at most. It never changes a number.
+      callbacks: what looks at the run.
+      logger: True for CSV and TensorBoard files, False for none, or one or several loggers.
+      log_every_n_steps: training metrics are reported every n steps, merged over those steps, and at the end of each
+        epoch.
+      check_val_every_n_epoch: epochs between evaluations.
+      limit_train_batches: batches of an epoch at most: a number, or a fraction.
+      limit_val_batches: the same for validation.
+      limit_test_batches: the same for testing.
+      limit_predict_batches: the same for prediction.
+      enable_progress_bar: show a progress bar (plain lines where the output is no terminal).
+      enable_checkpointing: save the last and the best state.
+      enable_model_summary: print a table of the parameters before training.
+      default_root_dir: where run directories are made; "lightjax_logs" when None.
+
+    Raises:
+      ConfigurationError: arguments are out of range or contradict each other; every conflict is listed.
+
+    Example:
+      >>> import lightjax as lj, numpy as np, jax.numpy as jnp, optax
+      >>> def init(key, batch):
+      ...     return lj.TrainState.create(params={"w": jnp.zeros(())}, optimizer=optax.sgd(0.1), key=key)
+      >>> def loss_fn(state, batch):
+      ...     losses = (state.params["w"] * batch["x"] - batch["y"]) ** 2
+      ...     return losses.mean(), {"loss": lj.Mean(losses)}
+      >>> data = lj.ArrayLoader({"x": np.ones(8, np.float32), "y": np.full(8, 3, np.float32)}, batch_size=4)
+      >>> trainer = lj.Trainer(max_epochs=20, logger=False, enable_checkpointing=False,
+      ...                      enable_progress_bar=False, enable_model_summary=False)
+      >>> result = trainer.fit(lj.Task.from_loss(init, loss_fn), data)
+      >>> round(float(result.state.params["w"]), 2), result.stopped_by
+      (3.0, 'max_epochs')
+    """
+
+    def __init__(
+        self,
+        *,
+        max_epochs: int | None = None,
+        max_steps: int | None = None,
+        seed: int = 0,
+        steps_per_call: int = 1,
+        callbacks: Callback | Sequence[Callback] | None = None,
+        logger: bool | Logger | Sequence[Logger] | None = True,
+        log_every_n_steps: int = 50,
+        check_val_every_n_epoch: int = 1,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
+        enable_progress_bar: bool = True,
+        enable_checkpointing: bool = True,
+        enable_model_summary: bool = True,
+        default_root_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.hyperparameters = {
+            name: value for name, value in locals().items() if name not in ("self", "callbacks", "logger")
+        }
+        self.max_epochs = max_epochs
+        self.max_steps = max_steps
+        self.seed = seed
+        self.steps_per_call = steps_per_call
+        self.callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
+        self.loggers = _loggers(logger)
+        self.log_every_n_steps = log_every_n_steps
+        self.check_val_every_n_epoch = check_val_every_n_epoch
+        self.limits = {
+            "train": limit_train_batches,
+            "val": limit_val_batches,
+            "test": limit_test_batches,
+            "predict": limit_predict_batches,
+        }
+        self.enable_progress_bar = enable_progress_bar
+        self.enable_model_summary = enable_model_summary
+        self.default_root_dir = default_root_dir
+        self.enable_checkpointing = enable_checkpointing
+        self._check()
+        if enable_checkpointing and not any(isinstance(one, ModelCheckpoint) for one in self.callbacks):
+            self.callbacks.append(ModelCheckpoint())
+        self.directory: Path | None = None
+        self._checkpoints = Checkpoints()
+        self._state: Any = None
+        self._engine: JitEngine | None = None
+
+    def fit(
+        self,
+        task: TaskLike,
+        train_data: Any = None,
+        val_data: Any = None,
+        *,
+        datamodule: Any = None,
+        state: Any = None,
+    ) -> FitResult[Any]:
+        """Trains.
+
+        Args:
+          task: a `Task`, or any object with its methods.
+          train_data: `ArrayLoader`, any iterable of batches, or a generator function. A batch is a pytree of arrays.
+          val_data: the same, evaluated at the end of epochs.
+          datamodule: an object that makes the loaders, instead of `train_data` and `val_data`.
+          state: the state to start from, copied; made by the task's `init` when None.
+
+        Returns:
+          The last state, metrics, history and checkpoints.
+
+        Raises:
+          ConfigurationError: no limit or no data was given, or arguments contradict each other.
+          StepError: a step function breaks its contract.
+          MetricError: a reported value is no metric, or a callback monitors a name that nobody reports.
+          DataError: a loader gives no batches, or batches of different shapes.
+        """
+        if self.max_epochs is None and self.max_steps is None:
+            raise ConfigurationError(
+                "fit was called on a Trainer with neither max_epochs nor max_steps, so the run would never end; "
+                "write lj.Trainer(max_epochs=10) or lj.Trainer(max_steps=1000)."
+            )
+        train, val = self._fit_data(train_data, val_data, datamodule)
+        engine = self._engine_for(task)
+        batch = train.first()
+        state = engine.create_state(jax.random.key(self.seed), batch) if state is None else engine.adopt_state(state)
+        engine.trace_train(state, batch)
+        if val is not None:
+            engine.trace_eval(state, val.first())
+        self._check_monitored(engine, validates=val is not None)
+
+        schedule = loop.Schedule(
+            max_epochs=self.max_epochs,
+            max_steps=self.max_steps,
+            steps_per_call=min(self.steps_per_call, train.batches or self.steps_per_call),
+            check_val_every_n_epoch=self.check_val_every_n_epoch,
+            log_every_n_steps=self.log_every_n_steps,
+        )
+        keeper = next((one for one in self.callbacks if isinstance(one, ModelCheckpoint)), None)
+        self.directory = create_run_directory(self.default_root_dir) if keeper is not None or self.loggers else None
+        logger = LoggerCollection(self.loggers)
+        checkpointer = Checkpointer(self.directory / "checkpoints") if self.directory and keeper else None
+        progress = make_progress(self.enable_progress_bar)
+        if self.enable_model_summary:
+            progress.print(str(summarize(state)))
+        run = Run(self, engine, state, History(logger), logger, checkpointer, self.directory)
+        run.validates = val is not None
+        if self.max_steps is not None and run.step >= self.max_steps > 0:
+            raise ConfigurationError(
+                f"max_steps={self.max_steps} was asked for, but the given state is at step {run.step} already; "
+                "max_steps counts all optimizer steps of the state: raise it, or use max_epochs."
+            )
+        try:
+            if self.directory is not None:
+                logger.start(self.directory)
+            logger.log_hyperparams(self.hyperparameters)
+            stopped_by = loop.fit(run, engine, train, val, schedule, self.callbacks, progress)
+        except BaseException as error:
+            loop.call(self.callbacks, "on_exception", run, error)
+            raise
+        finally:
+            progress.close()
+            logger.finish()
+            if checkpointer is not None:
+                checkpointer.close()
+        self._state = run.state
+        self._checkpoints = keeper.checkpoints if keeper is not None else Checkpoints()
+        if self.directory is not None:
+            progress.print(f"stopped by {stopped_by} at step {run.step}; run directory: {self.directory}")
+        return FitResult(
+            state=run.state,
+            metrics=dict(run.metrics),
+            history=run.history.rows,
+            checkpoint=self._checkpoints,
+            stopped_by=stopped_by,
+            directory=self.directory,
+        )
+
+    def validate(
+        self, task: TaskLike, data: Any = None, *, state: Any = None, datamodule: Any = None
+    ) -> dict[str, Any]:
+        """Evaluates a state on validation data.
+
+        Args:
+          task: the task; its `eval_step` is run.
+          data: as for `fit`.
+          state: a state, a checkpoint or its directory, "best" or "last" of the last `fit`; the last state of that
+            `fit` when None.
+          datamodule: makes the loader, instead of `data`.
+
+        Returns:
+          Python floats by name, prefixed "val/"; waits for the device.
+        """
+        return self._evaluate("val", task, data, state, datamodule)
+
+    def test(self, task: TaskLike, data: Any = None, *, state: Any = None, datamodule: Any = None) -> dict[str, Any]:
+        """Evaluates a state on test data: as `validate`, with names prefixed "test/"."""
+        return self._evaluate("test", task, data, state, datamodule)
+
+    def predict(self, task: TaskLike, data: Any = None, *, state: Any = None, datamodule: Any = None) -> Any:
+        """Runs the task's `predict_step` on every batch.
+
+        Returns:
+          The outputs of all batches joined along their first axis, numpy arrays in the order of the data; waits for
+          the device.
+        """
+        source = self._data("predict", data, datamodule)
+        engine = self._engine_for(task)
+        state = self._state_for(engine, state, source)
+        progress = make_progress(self.enable_progress_bar)
+        try:
+            return predict(engine, state, source, progress)
+        finally:
+            progress.close()
+
+    def _evaluate(
+        self, stage: Literal["val", "test"], task: TaskLike, data: Any, state: Any, datamodule: Any
+    ) -> dict[str, Any]:
+        source = self._data(stage, data, datamodule)
+        engine = self._engine_for(task)
+        state = self._state_for(engine, state, source)
+        engine.trace_eval(state, source.first())
+        progress = make_progress(self.enable_progress_bar)
+        try:
+            totals = loop.evaluate(state, engine, source, 0, stage, self.steps_per_call, progress)
+            metrics = computed(engine.unpack("eval", jax.device_get(totals)), f"{stage}/")
+            progress.end_evaluation(metrics)
+        finally:
+            progress.close()
+        if self.directory is not None:
+            logger = LoggerCollection(self.loggers)
+            scalars = {name: value for name, value in metrics.items() if isinstance(value, float)}
+            logger.log_metrics(int(getattr(state, "step", 0)), scalars)
+            logger.finish()
+        return metrics
+
+    def _state_for(self, engine: JitEngine, state: Any, source: Source) -> Any:
+        if isinstance(state, str) and state in ("best", "last"):
+            state = getattr(self._checkpoints, state)
+            if state is None:
+                raise ConfigurationError("The last fit of this Trainer left no checkpoint; pass state=result.state.")
+        elif state is None:
+            state = self._state
+            if state is None:
+                raise ConfigurationError(
+                    "No state was given and this Trainer has not trained one; pass state=result.state, or the "
+                    "directory of a checkpoint."
+                )
+        if isinstance(state, Checkpoint):
+            return engine.place(state.restore())
+        if isinstance(state, str | os.PathLike):
+            like = jax.eval_shape(self._engine_for(engine.task).task.init, jax.random.key(self.seed), source.first())
+            return engine.place(Checkpoint.open(state).restore(like))
+        return engine.place(state)
+
+    def _engine_for(self, task: TaskLike) -> JitEngine:
+        """Returns an engine of the task, the one of the last call if it was the same task: its programs are kept."""
+        for method in ("init", "train_step"):
+            if not callable(getattr(task, method, None)):
+                raise ConfigurationError(
+                    f"The task {task!r} has no {method}; pass lj.Task(init, train_step, eval_step), or an object with "
+                    "these methods."
+                )
+        if self._engine is None or self._engine.task is not task:
+            self._engine = JitEngine(task, log_every_n_steps=self.log_every_n_steps)
+        return self._engine
+
+    def _fit_data(self, train_data: Any, val_data: Any, datamodule: Any) -> tuple[Source, Source | None]:
+        if datamodule is not None:
+            if train_data is not None or val_data is not None:
+                raise ConfigurationError("fit got both loaders and a datamodule; pass one or the other.")
+            set_up(datamodule, "fit")
+            train_data = loader_of(datamodule, "train_dataloader")
+            val_data = loader_of(datamodule, "val_dataloader", optional=True)
+        if train_data is None:
+            raise ConfigurationError("fit got no training data; pass train_data or datamodule.")
+        train = as_source(train_data, "train_data", self.limits["train"])
+        return train, None if val_data is None else as_source(val_data, "val_data", self.limits["val"])
+
+    def _data(self, stage: Literal["val", "test", "predict"], data: Any, datamodule: Any) -> Source:
+        if datamodule is not None:
+            set_up(datamodule, "validate" if stage == "val" else stage)
+            data = loader_of(datamodule, f"{stage}_dataloader")
+        if data is None:
+            raise ConfigurationError(f"No {stage} data was given; pass data or datamodule.")
+        return as_source(data, f"{stage} data", self.limits[stage])
+
+    def _check_monitored(self, engine: JitEngine, *, validates: bool) -> None:
+        """Finds monitored names that nobody will report, before anything runs.
+
+        A callback of the user's may report names of its own; then it is found when the name is missed.
+        """
+        if any(not type(one).__module__.startswith("lightjax.") for one in self.callbacks):
+            return
+        train = [f"train/{name}" for name in engine.metric_names("train")]
+        names = [*train, *(f"{name}_epoch" for name in train)]
+        names += [f"val/{name}" for name in engine.metric_names("eval")] if validates else []
+        for callback in self.callbacks:
+            monitor = getattr(callback, "monitor", None)
+            if monitor and not any(monitor == name or monitor.startswith(f"{name}/") for name in names):
+                raise MetricError(
+                    f"{type(callback).__name__} monitors {monitor!r}, which nobody reports; reported are: "
+                    f"{', '.join(names) or 'none'}. Monitor one of these, or return it from the step."
+                )
+
+    def _check(self) -> None:
+        conflicts = [
+            *_below(self, 0, "max_epochs", "max_steps"),
+            *_below(self, 1, "steps_per_call", "log_every_n_steps", "check_val_every_n_epoch"),
+        ]
+        for stage, limit in self.limits.items():
+            if limit is None or (isinstance(limit, float) and 0 < limit <= 1):
+                continue
+            if isinstance(limit, float) or limit < 1:
+                conflicts.append(
+                    f"limit_{stage}_batches={limit}: give a number of batches from 1 on, or a fraction above 0.0 and "
+                    "up to 1.0"
+                )
+        for callback in self.callbacks:
+            if not isinstance(callback, Callback):
+                conflicts.append(f"callbacks holds {callback!r}, which is no lj.Callback: subclass it")
+        for logger in self.loggers:
+            if not isinstance(logger, Logger):
+                conflicts.append(
+                    f"logger holds {logger!r}, which is no logger: it needs log_metrics, log_hyperparams and finish"
+                )
+        if not self.enable_checkpointing and any(isinstance(one, ModelCheckpoint) for one in self.callbacks):
+            conflicts.append("enable_checkpointing=False, but callbacks holds a ModelCheckpoint: leave one of them out")
+        if conflicts:
+            raise ConfigurationError(
+                "Trainer cannot do what it was asked for:\n" + "\n".join(f"  {one}" for one in conflicts)
+            )
+
+
+def _below(trainer: Trainer, least: int, *names: str) -> list[str]:
+    conflicts = []
+    for name in names:
+        value = getattr(trainer, name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            conflicts.append(f"{name}={value!r}: give a whole number from {least} on")
+    return conflicts
+
+
+def _loggers(logger: bool | Logger | Sequence[Logger] | None) -> list[Logger]:
+    if logger is True:
+        return [CSVLogger(), TensorBoardLogger()]
+    if logger is None or logger is False:
+        return []
+    return list(logger) if isinstance(logger, list | tuple) else [logger]  # pyright: ignore[reportReturnType]

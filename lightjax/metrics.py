@@ -83,7 +83,10 @@ class Sum(_Accumulator):
         total = self.total + other.total
         moved = total - self.total
         lost = (self.total - (total - moved)) + (other.total - moved)
-        return type(self)._from(total, self.residual + other.residual + lost)
+        residual = self.residual + other.residual + lost
+        # The residual flows back into the total as soon as the total can hold some of it.
+        settled = total + residual
+        return type(self)._from(settled, residual - (settled - total))
 
     def compute(self) -> Any:
         """Returns the sum."""
@@ -245,7 +248,7 @@ def as_metrics(reported: Any, batch: Any, step_name: str) -> dict[str, Metric]:
     """
     if not isinstance(reported, Mapping):
         raise MetricError(
-            f"{step_name} reported its metrics as {_kind(reported)}; metrics are a dict of names to numbers or metrics: "
+            f"{step_name} reported its metrics as {_kind(reported)}; they are a dict of names to numbers or metrics: "
             '{"loss": loss, "accuracy": lj.Mean(correct)}.'
         )
     metrics: dict[str, Metric] = {}

@@ -153,10 +153,13 @@ def format_bytes(size: int) -> str:
       >>> format_bytes(40), format_bytes(31_400), format_bytes(102_400_000)
       ('40 B', '31.4 kB', '102 MB')
     """
-    if size < 1000:
-        return f"{size} B"
-    power = min(int(math.log10(size)) // 3, 5)
-    return f"{size / 1000**power:.3g} {' kMGTP'[power]}B"
+    number = float(size)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        text = f"{number:.3g}"
+        if float(text) < 1000:  # after rounding: 999.9 kB is 1 MB
+            return f"{text} {unit}"
+        number /= 1000
+    return f"{number:.0f} PB"
 
 
 def _is_train_state(node: Any) -> bool:

@@ -116,7 +116,7 @@ class _IterableCursor:
             if self.number == 0:
                 raise DataError(
                     f"{self.source.name} is exhausted: it gave no batch in epoch {self.epoch}; an iterator can be "
-                    "passed over only once: pass a list, a loader, or a function that returns a new iterator for each epoch."
+                    "passed over only once: pass a list, a loader, or a function that returns a new iterator each time."
                 )
             return None
         batch = self.source.host_batch(batch, self.epoch, self.number)

@@ -1,0 +1,58 @@
+# `make demo` and `make test` do everything on a fresh machine; the second time they start at once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# The stamp carries the version, so that another PYTHON gets a new environment.
+FOUND := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+CREATED := $(VENV)/.python-$(or $(FOUND),missing)
+DEMO := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+
+.NOTPARALLEL:
+.PHONY: help demo test lint format clean
+.DEFAULT_GOAL := help
+
+help:  ## says what each target does
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+
+demo: $(DEMO)  ## makes .venv, installs lightjax, trains examples/digits.py
+	$(BIN)/python examples/digits.py
+
+test: $(DEV)  ## the same, then ruff, pyright and every test
+	$(BIN)/python examples/digits.py
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest
+
+lint: $(DEV)  ## ruff, the format check and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(DEV)  ## formats the code and fixes what ruff can fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## removes .venv, caches and build outputs; keeps lightjax_logs
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(CREATED):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "lightjax needs Python 3.11 or newer and '$(PYTHON)' is $(if $(FOUND),Python $(FOUND),not one that runs): name one, as in 'make demo PYTHON=python3.12'." >&2; \
+	  exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(DEMO): $(CREATED) pyproject.toml constraints.txt
+	@echo "Installing into $(VENV): a minute or two, the first time only."
+	$(PIP_INSTALL) -e '.[examples]'
+	@touch $@
+
+# torch comes first and alone: whatever asks for it afterwards finds the pinned one.
+$(DEV): $(CREATED) pyproject.toml constraints.txt
+	@echo "Installing with torch and the development tools into $(VENV): a few minutes, the first time only."
+	$(PIP_INSTALL) torch
+	$(PIP_INSTALL) -e '.[torch,dev]'
+	@touch $(DEMO) $@

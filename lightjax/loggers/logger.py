@@ -1,0 +1,121 @@
+"""What a logger is, and several of them as one."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+__all__ = ["Logger", "LoggerCollection"]
+
+
+@runtime_checkable
+class Logger(Protocol):
+    """Where the metrics of a run go. Any object with these three methods is a logger.
+
+    A logger may also have `start(run_dir: pathlib.Path)`. The trainer then calls it before the first log
+    of a run with the run's own directory; a logger that was given a place of its own ignores it.
+
+    All methods are called on one process (the first) and one thread, with values already on the host.
+    """
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records metrics.
+
+        It is called from the training loop, for every logged step: it must cost tens of microseconds and
+        leave the writing for later.
+
+        Args:
+          step: the number of optimizer steps done. Several calls may name the same step, each with
+            metrics of its own. Steps ascend, except after a resume and where evaluation is late.
+          metrics: the values by name, such as `{"epoch": 3, "train/loss": 0.25}`. `epoch` is the epoch's
+            number; NaN and infinities may appear.
+        """
+        ...
+
+    def log_hyperparams(self, params: Mapping[str, Any]) -> None:
+        """Records what the run was started with.
+
+        Args:
+          params: values of any kind by name, possibly nested. A later call adds to an earlier one.
+        """
+        ...
+
+    def finish(self) -> None:
+        """Writes out everything recorded and lets go of files and connections.
+
+        It may be called twice. A later `log_metrics` opens the logger again and continues.
+        """
+        ...
+
+
+class LoggerCollection:
+    """Several loggers, used as one; with none of them, every method does nothing.
+
+    Args:
+      loggers: the loggers, called in this order.
+
+    Example:
+      >>> class Memory:
+      ...     def __init__(self): self.rows = []
+      ...     def log_metrics(self, step, metrics): self.rows.append((step, dict(metrics)))
+      ...     def log_hyperparams(self, params): pass
+      ...     def finish(self): pass
+      >>> first, second = Memory(), Memory()
+      >>> loggers = LoggerCollection([first, second])
+      >>> loggers.log_metrics(10, {"train/loss": 0.5})
+      >>> first.rows == second.rows == [(10, {"train/loss": 0.5})]
+      True
+    """
+
+    def __init__(self, loggers: Iterable[Logger] = ()):
+        self.loggers: tuple[Logger, ...] = tuple(loggers)
+        self._run_dir: Path | None = None
+        self._finished = False
+
+    def start(self, run_dir: Path) -> None:
+        """Tells every logger that wants to know it the directory of the run.
+
+        Args:
+          run_dir: the directory; it exists.
+        """
+        self._run_dir = run_dir
+        self._finished = False
+        for logger in self.loggers:
+            start = getattr(logger, "start", None)
+            if start is not None:
+                start(run_dir)
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records metrics with every logger; see `Logger.log_metrics`."""
+        self._reopen()
+        for logger in self.loggers:
+            logger.log_metrics(step, metrics)
+
+    def log_hyperparams(self, params: Mapping[str, Any]) -> None:
+        """Records hyperparameters with every logger; see `Logger.log_hyperparams`."""
+        self._reopen()
+        for logger in self.loggers:
+            logger.log_hyperparams(params)
+
+    def finish(self) -> None:
+        """Finishes every logger, also when one of them fails.
+
+        Raises:
+          Exception: what a logger raised; an `ExceptionGroup` when several did.
+        """
+        self._finished = True
+        errors: list[Exception] = []
+        for logger in self.loggers:
+            try:
+                logger.finish()
+            except Exception as error:  # the others still hold what they have not yet written
+                errors.append(error)
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            raise ExceptionGroup("several loggers failed to finish", errors)
+
+    def _reopen(self) -> None:
+        if self._finished:
+            self._finished = False
+            if self._run_dir is not None:
+                self.start(self._run_dir)

@@ -1,0 +1,139 @@
+"""Metrics as TensorBoard event files, through tensorboardX."""
+
+import itertools
+import os
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightjax.loggers.directory import LogDirectory
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
+
+__all__ = ["TensorBoardLogger"]
+
+# tensorboardX names its files by whole seconds and opens them with truncation: without a suffix of ours, a
+# file opened again within a second would erase the first one.
+_FILE_NUMBERS = itertools.count()
+_QUEUE_SIZE = 1000  # events that may wait for tensorboardX's writing thread before log_metrics blocks
+_FLUSH_SECONDS = 5
+
+
+class TensorBoardLogger:
+    """Writes metrics to TensorBoard event files in the directory itself (no sub-run).
+
+    All metrics of one call are one event, handed to a writing thread. Files are flushed every 5 s and by
+    `finish`; logging after `finish` makes a new event file, which TensorBoard reads as the same run.
+
+    Args:
+      directory: where the event files go. None means the run directory, which the trainer gives with `start`.
+
+    Example:
+      >>> import os, tempfile
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     logger = TensorBoardLogger(directory)
+      ...     logger.log_metrics(1, {"epoch": 0, "train/loss": 0.5})
+      ...     logger.finish()
+      ...     [name.startswith("events.out.tfevents.") for name in os.listdir(directory)]
+      [True]
+    """
+
+    def __init__(self, directory: str | os.PathLike[str] | None = None):
+        self._directory = LogDirectory(directory, "TensorBoardLogger")
+        self._writer: SummaryWriter | None = None
+        self._event_types: Any = None
+        self._hyperparams: dict[str, Any] = {}
+
+    def start(self, run_dir: Path) -> None:
+        """Takes the directory of a run, if none was given to the constructor; see `Logger`."""
+        if self._directory.start(run_dir):
+            self.finish()
+            self._hyperparams = {}
+
+    @property
+    def writer(self) -> "SummaryWriter":
+        """The tensorboardX writer, for images, histograms, text and the like; opened when it is not.
+
+        Raises:
+          ModuleNotFoundError: tensorboardX is not installed.
+          RuntimeError: there is no directory yet.
+        """
+        writer = self._writer
+        if writer is None:
+            directory = self._directory.path()
+            tensorboardx, self._event_types = _import_tensorboardx()
+            writer = self._writer = tensorboardx.SummaryWriter(
+                str(directory),
+                max_queue=_QUEUE_SIZE,
+                flush_secs=_FLUSH_SECONDS,
+                filename_suffix=f".{os.getpid()}.{next(_FILE_NUMBERS)}",
+            )
+        return writer
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Hands the metrics to the writing thread as one event; see `Logger.log_metrics`."""
+        writer = self._writer or self.writer
+        # One event for all names: 60 us against 45 us for each name with add_scalar.
+        value = self._event_types.Summary.Value
+        summary = self._event_types.Summary(
+            value=[value(tag=name, simple_value=float(number)) for name, number in metrics.items()]
+        )
+        assert writer.file_writer is not None  # held open until finish
+        writer.file_writer.add_summary(summary, step)
+
+    def log_hyperparams(self, params: Mapping[str, Any]) -> None:
+        """Writes the hyperparameters as a table in TensorBoard's text tab; see `Logger.log_hyperparams`."""
+        self._hyperparams.update(params)
+        lines = ["| name | value |", "| --- | --- |"]
+        lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in _flatten(self._hyperparams)]
+        self.writer.add_text("hyperparameters", "\n".join(lines), 0)
+
+    def finish(self) -> None:
+        """Writes out what is waiting and closes the event file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def _import_tensorboardx() -> tuple[Any, Any]:
+    """Imports tensorboardX, and the module of its event types, without torch.
+
+    tensorboardX imports torch where it is installed, only for a type annotation: 2.3 s instead of 0.2 s, and
+    a framework that may take hold of the accelerator. A None in `sys.modules` reads as "not installed". It is
+    put there only while no other Python thread runs that could be importing torch in earnest.
+    """
+    hide_torch = "torch" not in sys.modules and threading.active_count() == 1
+    if hide_torch:
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
+    try:
+        import tensorboardX
+        from tensorboardX.proto import summary_pb2
+    except ModuleNotFoundError as error:
+        if error.name != "tensorboardX":
+            raise
+        raise ModuleNotFoundError(
+            "TensorBoardLogger could not import tensorboardX: it is not installed here. Event files are "
+            "written through it. Run `pip install tensorboardX`, or log to CSV files alone: "
+            "Trainer(logger=lightjax.loggers.CSVLogger()).",
+            name="tensorboardX",
+        ) from error
+    finally:
+        if hide_torch:
+            del sys.modules["torch"]
+    return tensorboardX, summary_pb2
+
+
+def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in params.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _cell(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text.replace("|", "\\|").replace("\n", "<br>")

@@ -1,0 +1,265 @@
+"""Callbacks: when hooks run, what they see, and what they decide."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lightjax as lj
+from tests.models import bits, linear_data, linear_task, quiet
+
+
+def loader(examples=20, batch_size=4):
+    return lj.ArrayLoader(linear_data(examples), batch_size)
+
+
+class Recorder(lj.Callback):
+    """Notes every hook with the step it ran at."""
+
+    every_n_steps = 2
+
+    def __init__(self):
+        self.calls = []
+
+
+def _recording(hook):
+    return lambda self, run, *_: self.calls.append((hook, run.step))
+
+
+for _hook in (
+    "on_fit_start",
+    "on_train_epoch_start",
+    "on_train_batch_end",
+    "on_validation_start",
+    "on_validation_end",
+    "on_train_epoch_end",
+    "on_fit_end",
+    "on_exception",
+):
+    setattr(Recorder, _hook, _recording(_hook))
+
+
+def test_hooks_run_in_order_at_the_steps_they_declare():
+    recorder = Recorder()
+    quiet(max_epochs=2, callbacks=recorder, steps_per_call=8).fit(linear_task(), loader(), loader(8))
+    epoch = lambda start, looks: [  # noqa: E731
+        ("on_train_epoch_start", start),
+        *(("on_train_batch_end", step) for step in looks),
+        ("on_validation_start", start + 5),
+        ("on_validation_end", start + 5),
+        ("on_train_epoch_end", start + 5),
+    ]
+    assert recorder.calls == [
+        ("on_fit_start", 0), *epoch(0, [2, 4]), *epoch(5, [6, 8, 10]), ("on_fit_end", 10)
+    ]  # fmt: skip
+
+
+def test_a_callback_sees_the_state_and_fresh_metrics_of_its_step():
+    class Look(lj.Callback):
+        every_n_steps = 3
+
+        def __init__(self):
+            self.seen = []
+
+        def on_train_batch_end(self, run):
+            self.seen.append((run.step, int(run.state.step), run.metrics["train/loss"]))
+
+    look = Look()
+    result = quiet(max_epochs=1, callbacks=look, log_every_n_steps=1, steps_per_call=8).fit(linear_task(), loader(48))
+    by_step = {row["step"]: row["train/loss"] for row in result.history}
+    assert [step for step, _, _ in look.seen] == [3, 6, 9, 12]
+    for step, state_step, loss in look.seen:
+        assert state_step == step
+        assert loss == by_step[step]
+
+
+def test_a_callback_may_replace_the_state():
+    class Reset(lj.Callback):
+        every_n_steps = 5
+
+        def on_train_batch_end(self, run):
+            run.state = run.state.replace(params=jax.tree.map(jnp.zeros_like, run.state.params))
+
+    result = quiet(max_epochs=1, callbacks=Reset()).fit(linear_task(), loader())
+    assert float(jnp.abs(result.state.params["w"]).max()) == 0.0
+
+    class Wrong(lj.Callback):
+        every_n_steps = 5
+
+        def on_train_batch_end(self, run):
+            run.state = run.state.replace(params={"w": run.state.params["w"]})
+
+    with pytest.raises(lj.StepError, match=r"run.state was assigned.*leaf 'params/b' was float32\[\] and is gone"):
+        quiet(max_epochs=1, callbacks=Wrong()).fit(linear_task(), loader())
+
+
+def test_a_callback_may_log_and_stop():
+    class Act(lj.Callback):
+        every_n_steps = 2
+
+        def on_train_batch_end(self, run):
+            run.log({"norm": jnp.linalg.norm(run.state.params["w"]), "two": 2})
+            if run.step == 4:
+                run.stop("seen enough")
+                run.stop("a later reason")
+
+    result = quiet(max_epochs=9, callbacks=Act()).fit(linear_task(), loader(40), loader(8))
+    assert (result.stopped_by, int(result.state.step)) == ("seen enough", 4)
+    assert result.metrics["two"] == 2.0
+    assert [row["step"] for row in result.history if "norm" in row] == [2, 4]
+    assert "val/loss" in result.history[-1]
+
+    class Bad(lj.Callback):
+        def on_train_batch_end(self, run):
+            run.log({"w": run.state.params["w"]})
+
+    with pytest.raises(lj.MetricError, match="run.log got 'w'"):
+        quiet(max_epochs=1, callbacks=Bad()).fit(linear_task(), loader())
+
+
+def test_an_exception_reaches_every_callback_and_then_the_user():
+    recorder = Recorder()
+
+    def broken():
+        yield from loader().epoch(0)
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        quiet(max_epochs=1, callbacks=recorder).fit(linear_task(), broken)
+    assert recorder.calls[-1] == ("on_exception", 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "values", "stops_at"),
+    [
+        ({"patience": 2}, [1.0, 0.5, 0.6, 0.5, 0.1], 4),
+        ({"patience": 2, "min_delta": 0.2}, [1.0, 0.9, 0.85, 0.1], 3),
+        ({"patience": 1, "mode": "max"}, [0.1, 0.2, 0.2], 3),
+        ({"patience": 9}, [1.0, float("nan")], 2),
+        ({"patience": 9, "check_finite": False}, [1.0, float("nan"), 0.5], None),
+        ({"patience": 9, "stopping_threshold": 0.5}, [1.0, 0.6, 0.4], 3),
+        ({"patience": 9, "divergence_threshold": 2.0}, [1.0, 1.9, 2.1], 3),
+        ({"patience": 3}, [3.0, 2.0, 1.0], None),
+    ],
+)
+def test_early_stopping_stops_at_the_right_look_and_says_why(arguments, values, stops_at):
+    callback = lj.EarlyStopping("val/loss", **arguments)
+    reasons = [callback.judge(value) for value in values[:stops_at]]
+    assert [reason is not None for reason in reasons] == [look + 1 == stops_at for look in range(len(reasons))]
+    assert reasons[-1] is None or reasons[-1].startswith("val/loss")
+
+
+def test_early_stopping_ends_a_run_and_says_so():
+    result = quiet(max_epochs=50, callbacks=lj.EarlyStopping("val/loss", patience=2, min_delta=10.0)).fit(
+        linear_task(), loader(), loader(8)
+    )
+    assert result.stopped_by.startswith("early_stopping: val/loss did not improve on")
+    assert result.history[-1]["epoch"] < 5
+    state = lj.EarlyStopping("val/loss")
+    state.judge(0.5)
+    again = lj.EarlyStopping("val/loss")
+    again.load_state_dict(state.state_dict())
+    assert (again.best, again.wait) == (0.5, 0)
+
+
+class Script(lj.Callback):
+    """Reports a scripted score at the end of each epoch, before ModelCheckpoint looks."""
+
+    every_n_steps = None
+
+    def __init__(self, values):
+        self.values = values
+
+    def on_validation_end(self, run):
+        if (value := self.values[run.epoch]) is not None:
+            run.log({"val/score": value})
+
+
+@pytest.mark.parametrize(
+    ("values", "arguments", "best_epoch", "kept_epochs"),
+    [
+        ([0.3, 0.9, 0.5], {"mode": "min"}, 0, [0, 2]),
+        ([0.3, 0.9, 0.5], {"mode": "max"}, 1, [1, 2]),
+        ([0.9, 0.3, float("nan")], {"mode": "min"}, 1, [1, 2]),  # NaN is never the best
+        ([float("nan"), 0.7, 0.8], {"mode": "max"}, 2, [2]),
+        ([0.3, 0.1, 0.2, 0.4], {"mode": "min", "save_top_k": 2}, 1, [1, 2, 3]),
+        ([0.3, 0.1, 0.2], {"mode": "min", "save_top_k": -1}, 1, [0, 1, 2]),
+        ([0.3, 0.1, 0.2], {"mode": "min", "save_top_k": 0}, 2, [2]),  # the last stands in for the best
+        ([0.3, None, None], {"mode": "min"}, 0, [0, 2]),  # a stale score ranks nothing
+    ],
+)
+def test_the_best_and_the_last_checkpoints_are_kept(tmp_path, values, arguments, best_epoch, kept_epochs):
+    keeper = lj.ModelCheckpoint("val/score", **arguments)
+    trainer = quiet(
+        max_epochs=len(values), callbacks=[Script(values), keeper], enable_checkpointing=True, default_root_dir=tmp_path
+    )
+    result = trainer.fit(linear_task(), loader(), loader(8))
+    steps = [5 * (epoch + 1) for epoch in kept_epochs]
+    found = sorted(int(path.name.removeprefix("step_")) for path in (result.directory / "checkpoints").iterdir())
+    assert found == steps
+    assert result.checkpoint.best.step == 5 * (best_epoch + 1)
+    assert result.checkpoint.last.step == 5 * len(values)
+    for checkpoint in (result.checkpoint.best, result.checkpoint.last):
+        assert int(checkpoint.restore().step) == checkpoint.step
+
+
+def test_without_a_monitor_val_loss_ranks_checkpoints(tmp_path):
+    trainer = quiet(max_epochs=5, enable_checkpointing=True, default_root_dir=tmp_path)
+    result = trainer.fit(linear_task(), loader(), loader(8))
+    losses = {row["step"]: row["val/loss"] for row in result.history}
+    assert result.checkpoint.best.step == min(losses, key=losses.get)
+    assert result.checkpoint.best.metrics["val/loss"] == min(losses.values())
+
+
+def test_checkpoints_between_epochs(tmp_path):
+    steps = []
+
+    class Seen(lj.Callback):
+        every_n_steps = None
+
+        def on_save_checkpoint(self, run):
+            steps.append(run.step)
+
+    keeper = lj.ModelCheckpoint(every_n_train_steps=3, every_n_epochs=2)
+    trainer = quiet(max_epochs=2, callbacks=[Seen(), keeper], enable_checkpointing=True, default_root_dir=tmp_path)
+    trainer.fit(linear_task(), loader())
+    assert steps == [3, 6, 9, 10, 10]
+
+
+def test_a_checkpoint_restores_every_kind_of_leaf(tmp_path):
+    state = {
+        "bf16": jnp.arange(3, dtype=jnp.bfloat16),
+        "empty": jnp.zeros((0, 4)),
+        "int": jnp.int32(7),
+        "key": jax.random.key(3),
+        "keys": jax.random.split(jax.random.key(1), 4),
+        "nested": [{"a/b": jnp.ones(2)}, (np.float32(2.5), np.arange(3, dtype=np.int32))],
+    }
+    checkpointer = lj.Checkpointer(tmp_path)
+    checkpoint = checkpointer.save(1, state, metrics={"loss": float("nan")})
+    checkpointer.close()
+    restored = checkpoint.restore()
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert bits(restored) == bits(state)
+    assert restored["empty"].shape == (0, 4)
+    assert np.isnan(lj.Checkpoint.open(checkpoint.path).metrics["loss"])
+
+
+def test_a_checkpoint_that_does_not_fit_lists_every_leaf(tmp_path):
+    checkpointer = lj.Checkpointer(tmp_path)
+    checkpoint = checkpointer.save(1, {"w": jnp.ones(3), "b": jnp.ones(2), "old": jnp.ones(1)}, metrics={})
+    checkpointer.close()
+    like = {"w": jnp.ones(4), "b": jnp.ones(2, jnp.bfloat16), "new": jnp.ones(1)}
+    with pytest.raises(lj.CheckpointError) as error:
+        checkpoint.restore(like)
+    for line in (
+        "w: float32[3] in the checkpoint, float32[4] in the state",
+        "b: float32[2] in the checkpoint, bfloat16[2] in the state",
+        "new: missing in the checkpoint",
+        "old: float32[1] in the checkpoint, not in the state",
+    ):
+        assert line in str(error.value)
+    with pytest.raises(lj.CheckpointError, match="no complete checkpoint"):
+        lj.Checkpoint.open(tmp_path)
+    with pytest.raises(lj.CheckpointError, match=r"restore\(like=state\)"):
+        lj.Checkpoint.open(checkpoint.path).restore()

@@ -6,7 +6,6 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import lightjax as lj
@@ -86,11 +85,9 @@ def test_a_given_state_is_continued_from_and_left_as_it_is():
     assert bits(first.state) == before
     # numpy leaves are taken as well, and so is a state whose leaves share one buffer
     shared = jnp.zeros(5)
-    state = first.state.replace(
-        params={"w": shared, "b": jnp.zeros(())},
-        opt_state=first.state.optimizer.init({"w": shared, "b": jnp.zeros(())}),
-    )
-    quiet(max_epochs=1).fit(task, loader(), state=jax.tree.map(lambda leaf: leaf, state))
+    params = {"w": shared, "b": jnp.zeros(())}
+    state = first.state.replace(params=params, opt_state=first.state.optimizer.init(params))
+    quiet(max_epochs=1).fit(task, loader(), state=state)
     assert float(shared.sum()) == 0.0
 
 
@@ -100,7 +97,7 @@ def test_a_state_that_is_any_pytree_trains():
 
     def train_step(state, batch):
         grads = jax.grad(lambda w: ((batch["x"] @ w - batch["y"]) ** 2).mean())(state["w"])
-        return state | {"w": state["w"] - 0.1 * grads, "count": state["count"] + 1}, {"norm": optax.global_norm(grads)}
+        return state | {"w": state["w"] - 0.1 * grads, "count": state["count"] + 1}, {"norm": jnp.linalg.norm(grads)}
 
     result = quiet(max_epochs=2).fit(lj.Task(init, train_step), loader())
     assert int(result.state["count"]) == 10
@@ -128,9 +125,8 @@ def test_evaluation_counts_every_example_once_and_changes_nothing():
     result = trainer.fit(task, loader())
     before = bits(result.state)
     data = linear_data(11, seed=3)
-    expected = float(
-        np.mean((data["x"] @ np.asarray(result.state.params["w"]) + float(result.state.params["b"]) - data["y"]) ** 2)
-    )
+    params = jax.device_get(result.state.params)
+    expected = float(np.mean((data["x"] @ params["w"] + params["b"] - data["y"]) ** 2))
     for batch_size in (1, 4, 11):
         ours = lj.ArrayLoader(data, batch_size)
         assert trainer.validate(task, ours)["val/loss"] == pytest.approx(expected, rel=1e-5)

@@ -11,30 +11,40 @@ from lightjax.callbacks.callback import Callback
 
 @dataclass(frozen=True)
 class Cadence:
-    """The steps at which the loop has to stop and let somebody look.
+    """The places where the loop has to stop and let somebody look.
 
     Attributes:
-      periods: lengths; every multiple of each is looked at.
+      periods: every multiple of each, in optimizer steps, is looked at.
       last: the last step of the run, or None.
+      batch_period: every multiple of it, in batches of the epoch, is looked at; or None.
 
     Example:
       >>> cadence = Cadence(periods=(10, 4), last=21)
-      >>> [cadence.steps_to_next_look(step, most=5) for step in (0, 4, 8, 10, 20, 21)]
+      >>> [cadence.steps_to_next_look(step, step, most=5) for step in (0, 4, 8, 10, 20, 21)]
       [4, 4, 2, 2, 1, 0]
     """
 
     periods: tuple[int, ...] = ()
     last: int | None = None
+    batch_period: int | None = None
 
     @classmethod
-    def of(cls, callbacks: Sequence[Callback], last: int | None) -> Self:
+    def of(cls, callbacks: Sequence[Callback], last: int | None, batch_period: int | None) -> Self:
         """Gathers what callbacks declare."""
         periods = {callback.steps_between_looks() for callback in callbacks} - {None}
-        return cls(tuple(sorted(period for period in periods if period)), last)
+        return cls(tuple(sorted(period for period in periods if period)), last, batch_period)
 
-    def steps_to_next_look(self, step: int, most: int) -> int:
-        """Returns how many steps to run from `step` on: up to the next look, `most` at most, 0 at the end."""
-        looks = [period - step % period for period in self.periods]
+    def steps_to_next_look(self, step: int, batch: int, most: int) -> int:
+        """Returns how many steps to run: up to the next look, `most` at most, 0 at the end.
+
+        Args:
+          step: optimizer steps done.
+          batch: batches of this epoch done.
+          most: steps to run at most.
+        """
+        looks = [most, *(period - step % period for period in self.periods)]
         if self.last is not None:
             looks.append(max(0, self.last - step))
-        return min([*looks, most])
+        if self.batch_period is not None:
+            looks.append(self.batch_period - batch % self.batch_period)
+        return min(looks)

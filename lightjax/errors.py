@@ -24,5 +24,9 @@ class DataError(LightjaxError, ValueError):
     """A loader gave nothing, gave something that is no batch, or changed the shape of its batches."""
 
 
+class RecompileError(LightjaxError, RuntimeError):
+    """A step would have to be compiled again, and the trainer was asked to be strict."""
+
+
 class CheckpointError(LightjaxError, RuntimeError):
     """A checkpoint could not be written, read, or does not fit the state it is asked for."""

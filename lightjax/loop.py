@@ -11,147 +11,204 @@ Invariants:
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from lightjax.cadence import Cadence
 from lightjax.callbacks.callback import Callback
+from lightjax.data.feed import stretches
+from lightjax.data.prefetch import Prefetch
 from lightjax.data.source import Source
+from lightjax.data.stretch import Cursor, Stretch
 from lightjax.engine.jit import JitEngine
 from lightjax.interrupt import Interrupt
+from lightjax.pace import Pace
 from lightjax.progress import Progress
 from lightjax.reports import totals_report, window_reports
 from lightjax.run import Run
+from lightjax.schedule import Schedule
 
 # Enough that the device never idles between calls, few enough that memory and the time to react stay small.
 CALLS_IN_FLIGHT = 4
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """How long a training runs, and how it is cut.
+class Loop:
+    """One training.
 
-    Attributes:
-      max_epochs: epochs to run; None for no limit.
-      max_steps: optimizer steps in all, those a given state has already done included; None for no limit.
-      steps_per_call: steps of one compiled call at most.
-      check_val_every_n_epoch: epochs between evaluations.
-      log_every_n_steps: steps that are merged into one report.
+    Args:
+      run: what callbacks see, moved on by the loop.
+      engine: runs the steps.
+      train_data: read once an epoch.
+      val_data: evaluated as the schedule says; None for none.
+      schedule: limits and intervals.
+      pace: how many steps run in one call.
+      callbacks: who looks.
+      progress: shows people where it is.
     """
 
-    max_epochs: int | None
-    max_steps: int | None
-    steps_per_call: int
-    check_val_every_n_epoch: int
-    log_every_n_steps: int
+    def __init__(
+        self,
+        run: Run,
+        engine: JitEngine,
+        train_data: Source,
+        val_data: Source | None,
+        schedule: Schedule,
+        pace: Pace,
+        callbacks: Sequence[Callback],
+        progress: Progress,
+    ) -> None:
+        self.run = run
+        self.engine = engine
+        self.train_data = train_data
+        self.val_data = val_data
+        self.schedule = schedule
+        self.pace = pace
+        self.callbacks = callbacks
+        self.progress = progress
+        self.interrupt = Interrupt()
+        batch_period = None if val_data is None else schedule.val_check_batches
+        self.cadence = Cadence.of(callbacks, schedule.max_steps, batch_period)
+        self.totals = engine.train_totals()
+        self.rows: Any = None
+        self.last = range(0)
+        self.in_flight: deque[Any] = deque()
 
-    def end(self, run: Run) -> str | None:
-        """Says which limit a run has reached."""
-        if self.max_steps is not None and run.step >= self.max_steps:
-            return "max_steps"
-        if self.max_epochs is not None and run.epoch >= self.max_epochs:
-            return "max_epochs"
-        return None
+    def fit(self) -> str:
+        """Trains until a limit is reached or somebody stops the run.
 
+        on_fit_start
+        for each epoch:
+            on_train_epoch_start
+            for each stretch: run it, report its metrics, on_train_batch_end for whoever looks at this step
+            report the epoch's metrics
+            on_validation_start, evaluate, on_validation_end
+            on_train_epoch_end
+        on_fit_end
 
-def fit(
-    run: Run,
-    engine: JitEngine,
-    train_data: Source,
-    val_data: Source | None,
-    schedule: Schedule,
-    callbacks: Sequence[Callback],
-    progress: Progress,
-) -> str:
-    """Trains until a limit is reached or somebody stops the run.
-
-    on_fit_start
-    for each epoch:
-        on_train_epoch_start
-        for each stretch: run it, report its metrics, on_train_batch_end for whoever looks at this step
-        report the epoch's metrics
-        on_validation_start, evaluate, on_validation_end
-        on_train_epoch_end
-    on_fit_end
-
-    Returns:
-      Why it ended.
-    """
-    cadence = Cadence.of(callbacks, schedule.max_steps)
-    most = engine.capacity("train", schedule.steps_per_call)
-    totals = engine.train_totals()
-    in_flight: deque[Any] = deque()
-    limit = schedule.end(run)
-    progress.start(step=run.step, max_steps=schedule.max_steps, max_epochs=schedule.max_epochs)
-    with Interrupt() as interrupt:
-        call(callbacks, "on_fit_start", run)
-        while run.stopped_by is None and limit is None:
-            # An epoch begins.
-            run.batch = 0
-            rows, last = None, range(0)
-            cursor = train_data.epoch(run.epoch)
-            progress.start_epoch(run.epoch, train_data.batches)
-            call(callbacks, "on_train_epoch_start", run)
-
-            # Stretches, each up to the next look.
-            while run.stopped_by is None and (length := cadence.steps_to_next_look(run.step, most)):
-                if (stretch := cursor.take(length, most)) is None:
+        Returns:
+          Why it ended.
+        """
+        run, schedule, progress = self.run, self.schedule, self.progress
+        progress.start(step=run.step, max_steps=schedule.max_steps, max_epochs=schedule.max_epochs)
+        self.engine.compile_ahead("train", self.train_data.specs(self.pace.steps))
+        if self.val_data is not None:
+            self.engine.compile_ahead("eval", self.val_data.specs(self.engine.eval_capacity(self.val_data)))
+        if not self.pace.measuring:
+            progress.print(str(self.pace))
+        limit = schedule.end(run)
+        with self.interrupt:
+            call(self.callbacks, "on_fit_start", run)
+            while run.stopped_by is None and limit is None:
+                run.batch = 0
+                progress.start_epoch(run.epoch, self.train_data.batches)
+                call(self.callbacks, "on_train_epoch_start", run)
+                self._train_epoch(self.train_data.epoch(run.epoch))
+                if self.interrupt.requested:
                     break
-                with jax.transfer_guard("disallow"):
-                    state, totals, rows = engine.train(run.state, totals, stretch, run.step, run.batch)
-                last = range(run.step + 1, run.step + stretch.count + 1)
-                run.advance(state, stretch.count)
-                if windows := window_reports(engine, rows, last, run.epoch, schedule.log_every_n_steps):
-                    run.history.promise(windows)
-                bound(in_flight, rows)
-                if progress.due():
-                    progress.update(run.step, run.batch, shown(run.history.latest))
-                call([one for one in callbacks if looks(one, run.step)], "on_train_batch_end", run)
-                if interrupt.requested:
-                    run.stop("interrupt")
+                if self.val_data is not None and run.validated_at != run.step and schedule.validates_in(run.epoch):
+                    self._validate(self.val_data)
+                call(self.callbacks, "on_train_epoch_end", run)
+                progress.end_epoch(run.epoch, run.step, shown(run.metrics, epoch=True))
+                run.epoch += 1
+                limit = schedule.end(run)
+            call(self.callbacks, "on_fit_end", run)
+            run.history.settle()
+        return run.stopped_by or limit or "interrupt"
 
-            # The epoch ends: its last window, its means, evaluation, and whoever looks at epochs.
-            if run.batch:
-                _promise_epoch(run, engine, rows, last, totals[1], schedule.log_every_n_steps)
-            if interrupt.requested:
-                break
-            if val_data is not None and (run.epoch + 1) % schedule.check_val_every_n_epoch == 0:
-                call(callbacks, "on_validation_start", run)
-                found = evaluate(run.state, engine, val_data, run.epoch, "val", most, progress)
-                progress.end_evaluation({})
-                run.history.promise(totals_report(engine, "eval", found, run.step, run.epoch, prefix="val/"))
-                run.validated_at = run.step
-                call(callbacks, "on_validation_end", run)
-            call(callbacks, "on_train_epoch_end", run)
-            progress.end_epoch(run.epoch, run.step, shown(run.metrics, epoch=True))
-            run.epoch += 1
-            limit = schedule.end(run)
-        call(callbacks, "on_fit_end", run)
-        run.history.settle()
-    return run.stopped_by or limit or "interrupt"
+    def _train_epoch(self, cursor: Cursor) -> None:
+        """Runs the stretches of an epoch, one by one while they are timed, then made ahead in a thread."""
+        feed = self._stretches(cursor)
+        while self.pace.measuring and self.run.stopped_by is None and (stretch := next(feed, None)) is not None:
+            begun_s = time.perf_counter()
+            self._train(stretch)
+            if self.pace.observe(begun_s, self.rows, self.run.step, self.engine.compile_s):
+                self.progress.print(str(self.pace))
+                self.engine.compile_ahead("train", self.train_data.specs(self.pace.steps))
+        if not self.pace.measuring and self.run.stopped_by is None:
+            with Prefetch(self._stretches(cursor)) as ahead:
+                for stretch in ahead:
+                    self._train(stretch)
+                    if self.run.stopped_by is not None:
+                        break
+        if self.run.batch:
+            self._promise_epoch()
+
+    def _stretches(self, cursor: Cursor) -> Iterator[Stretch]:
+        """Cuts the rest of the epoch at the looks."""
+        step, batch, most = self.run.step, self.run.batch, self.pace.steps
+        return stretches(
+            cursor,
+            lambda stretch, taken: self.engine.place_stretch(stretch, step + taken, batch + taken),
+            lambda taken: self.cadence.steps_to_next_look(step + taken, batch + taken, most),
+            most,
+        )
+
+    def _train(self, stretch: Stretch) -> None:
+        """Runs a stretch, promises its reports, and lets whoever looks at this step look."""
+        run, schedule = self.run, self.schedule
+        with jax.transfer_guard("disallow"):
+            state, self.totals, self.rows = self.engine.train(run.state, self.totals, stretch)
+        self.last = range(run.step + 1, run.step + stretch.count + 1)
+        run.advance(state, stretch.count)
+        if windows := window_reports(self.engine, self.rows, self.last, run.epoch, schedule.log_every_n_steps):
+            run.history.promise(windows)
+        bound(self.in_flight, self.rows)
+        if self.progress.due():
+            self.progress.update(run.step, run.batch, shown(run.history.latest))
+        call([one for one in self.callbacks if looks(one, run.step)], "on_train_batch_end", run)
+        period = self.cadence.batch_period
+        if period and run.batch % period == 0 and schedule.validates_in(run.epoch) and self.val_data is not None:
+            self._validate(self.val_data)
+        if schedule.out_of_time():
+            run.stop("max_time")
+        if self.interrupt.requested:
+            run.stop("interrupt")
+
+    def _validate(self, data: Source) -> None:
+        """Evaluates the present state and promises the result."""
+        run = self.run
+        call(self.callbacks, "on_validation_start", run)
+        found = evaluate(run.state, self.engine, data, run.epoch, "val", self.progress)
+        self.progress.end_evaluation({})
+        run.history.promise(totals_report(self.engine, "eval", found, run.step, run.epoch, prefix="val/"))
+        run.validated_at = run.step
+        call(self.callbacks, "on_validation_end", run)
+
+    def _promise_epoch(self) -> None:
+        """Promises the last window of an epoch and the means of the whole epoch."""
+        run, every = self.run, self.schedule.log_every_n_steps
+        tail = window_reports(self.engine, self.rows, self.last, run.epoch, every, ends_epoch=True)
+        if tail is not None and run.step % every:
+            run.history.promise(tail)
+        epoch = self.totals[1]
+        run.history.promise(
+            totals_report(self.engine, "train", epoch, run.step, run.epoch, prefix="train/", suffix="_epoch")
+        )
+        run.epochs_reported += 1
 
 
-def evaluate(state: Any, engine: JitEngine, data: Source, epoch: int, stage: str, most: int, progress: Progress) -> Any:
+def evaluate(state: Any, engine: JitEngine, data: Source, epoch: int, stage: str, progress: Progress) -> Any:
     """Evaluates a state on one pass over the data.
 
     Returns:
       The packed metrics of all batches, on the device; does not wait for them. The caller ends the display.
     """
-    capacity = engine.capacity("eval", most)
     totals, done = engine.eval_totals(), 0
+    capacity = engine.eval_capacity(data)
+    engine.compile_ahead("eval", data.specs(capacity))
     in_flight: deque[Any] = deque()
-    cursor = data.epoch(epoch)
     progress.start_evaluation(stage, data.batches)
-    while (stretch := cursor.take(capacity, capacity)) is not None:
-        with jax.transfer_guard("disallow"):
-            totals = engine.evaluate(state, totals, stretch, done)
-        done += stretch.count
-        bound(in_flight, totals)
-        progress.update_evaluation(done)
+    with Prefetch(stretches(data.epoch(epoch), engine.place_stretch, lambda _: capacity, capacity)) as feed:
+        for stretch in feed:
+            with jax.transfer_guard("disallow"):
+                totals = engine.evaluate(state, totals, stretch)
+            done += stretch.count
+            bound(in_flight, totals)
+            progress.update_evaluation(done)
     return totals
 
 
@@ -178,17 +235,6 @@ def bound(in_flight: deque[Any], newest: Any) -> None:
     in_flight.append(newest)
     if len(in_flight) > CALLS_IN_FLIGHT:
         jax.block_until_ready(in_flight.popleft())
-
-
-def _promise_epoch(run: Run, engine: JitEngine, rows: Any, last: range, epoch_totals: Any, every: int) -> None:
-    if last[-1] % every:
-        tail = window_reports(engine, rows, last, run.epoch, every, ends_epoch=True)
-        assert tail is not None
-        run.history.promise(tail)
-    run.history.promise(
-        totals_report(engine, "train", epoch_totals, run.step, run.epoch, prefix="train/", suffix="_epoch")
-    )
-    run.epochs_reported += 1
 
 
 def shown(metrics: Mapping[str, Any], *, epoch: bool = False) -> dict[str, Any]:

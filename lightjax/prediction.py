@@ -31,7 +31,7 @@ def predict(engine: JitEngine, state: Any, data: Source, progress: Progress) -> 
     cursor = data.epoch(0)
     progress.start_evaluation("predict", data.batches)
     while (stretch := cursor.take(1, 1)) is not None:
-        computing.append(engine.predict(state, jax.tree.map(lambda stack: stack[0], stretch.batches)))
+        computing.append(engine.predict(state, stretch))
         if len(computing) > 1:
             outputs.append(jax.device_get(computing.popleft()))
         progress.update_evaluation(len(outputs))

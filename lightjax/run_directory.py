@@ -6,7 +6,7 @@ from pathlib import Path
 
 __all__ = ["create_run_directory"]
 
-_DEFAULT_ROOT = "lightjax_logs"
+DEFAULT_ROOT = "lightjax_logs"
 _VERSION = re.compile(r"version_(\d+)")
 
 
@@ -40,7 +40,7 @@ def create_run_directory(root: str | os.PathLike[str] | None = None) -> Path:
             "knows local and mounted file systems only. Pass a local path as default_root_dir and copy the "
             "run afterwards, or mount the bucket and pass the mount point."
         )
-    parent = Path(_DEFAULT_ROOT if root is None else root)
+    parent = Path(DEFAULT_ROOT if root is None else root)
     try:
         parent.mkdir(parents=True, exist_ok=True)
         number = _highest_version(parent) + 1

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
-from lightjax import loop
 from lightjax.callbacks import Callback, ModelCheckpoint
 from lightjax.checkpoint import Checkpoint, Checkpointer, Checkpoints
+from lightjax.compilation_cache import compilation_cache_in
 from lightjax.data.module import loader_of, set_up
 from lightjax.data.source import Source, as_source
 from lightjax.engine.jit import JitEngine
 from lightjax.errors import ConfigurationError, MetricError
 from lightjax.history import History
 from lightjax.loggers import CSVLogger, Logger, LoggerCollection, TensorBoardLogger
+from lightjax.loop import Loop, call, evaluate
 from lightjax.metrics import computed
+from lightjax.pace import Pace
 from lightjax.prediction import predict
 from lightjax.progress import make_progress
+from lightjax.progress.output import Output
 from lightjax.result import FitResult
 from lightjax.run import Run
-from lightjax.run_directory import create_run_directory
+from lightjax.run_directory import DEFAULT_ROOT, create_run_directory
+from lightjax.schedule import Schedule, batches_between, seconds
 from lightjax.summary import summarize
 from lightjax.task import TaskLike
 
@@ -36,13 +41,16 @@ class Trainer:
     Args:
       max_epochs: passes over the training data.
       max_steps: optimizer steps in all; those a given `state` has already done count.
+      max_time: "DD:HH:MM:SS", seconds, a timedelta or its arguments as a dict; the call that is under way is finished.
       seed: of the key that `init` receives, `jax.random.key(seed)`.
-      steps_per_call: steps that one compiled call runs at most. It never changes a number.
+      steps_per_call: steps that one compiled call runs at most. "auto" times the first steps and chooses, and says why;
+        1 turns fusing off. It never changes a number.
       callbacks: what looks at the run.
       logger: True for CSV and TensorBoard files, False for none, or one or several loggers.
       log_every_n_steps: training metrics are reported every n steps, merged over those steps, and at the end of each
         epoch.
       check_val_every_n_epoch: epochs between evaluations.
+      val_check_interval: evaluate within an epoch, too: every so many batches, or after every such fraction of it.
       limit_train_batches: batches of an epoch at most: a number, or a fraction.
       limit_val_batches: the same for validation.
       limit_test_batches: the same for testing.
@@ -51,6 +59,9 @@ class Trainer:
       enable_checkpointing: save the last and the best state.
       enable_model_summary: print a table of the parameters before training.
       default_root_dir: where run directories are made; "lightjax_logs" when None.
+      compilation_cache: keep compiled programs for the next start: True beside the run directories (for runs that have
+        one), a directory, or False.
+      strict: raise where a step would have to be compiled again, instead of warning.
 
     Raises:
       ConfigurationError: arguments are out of range or contradict each other; every conflict is listed.
@@ -75,12 +86,14 @@ class Trainer:
         *,
         max_epochs: int | None = None,
         max_steps: int | None = None,
+        max_time: str | float | timedelta | dict[str, int] | None = None,
         seed: int = 0,
-        steps_per_call: int = 1,
+        steps_per_call: int | Literal["auto"] = "auto",
         callbacks: Callback | Sequence[Callback] | None = None,
         logger: bool | Logger | Sequence[Logger] | None = True,
         log_every_n_steps: int = 50,
         check_val_every_n_epoch: int = 1,
+        val_check_interval: int | float | None = None,
         limit_train_batches: int | float | None = None,
         limit_val_batches: int | float | None = None,
         limit_test_batches: int | float | None = None,
@@ -89,14 +102,20 @@ class Trainer:
         enable_checkpointing: bool = True,
         enable_model_summary: bool = True,
         default_root_dir: str | os.PathLike[str] | None = None,
+        compilation_cache: bool | str | os.PathLike[str] = True,
+        strict: bool = False,
     ) -> None:
         self.hyperparameters = {
             name: value for name, value in locals().items() if name not in ("self", "callbacks", "logger")
         }
         self.max_epochs = max_epochs
         self.max_steps = max_steps
+        self.max_time_s = seconds(max_time)
+        self.val_check_interval = val_check_interval
+        self.compilation_cache = compilation_cache
+        self.strict = strict
         self.seed = seed
-        self.steps_per_call = steps_per_call
+        self.steps_per_call: int | Literal["auto"] = steps_per_call
         self.callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
         self.loggers = _loggers(logger)
         self.log_every_n_steps = log_every_n_steps
@@ -146,10 +165,10 @@ class Trainer:
           MetricError: a reported value is no metric, or a callback monitors a name that nobody reports.
           DataError: a loader gives no batches, or batches of different shapes.
         """
-        if self.max_epochs is None and self.max_steps is None:
+        if self.max_epochs is None and self.max_steps is None and self.max_time_s is None:
             raise ConfigurationError(
-                "fit was called on a Trainer with neither max_epochs nor max_steps, so the run would never end; "
-                "write lj.Trainer(max_epochs=10) or lj.Trainer(max_steps=1000)."
+                "fit was called on a Trainer with neither max_epochs nor max_steps nor max_time, so the run would "
+                "never end; write lj.Trainer(max_epochs=10) or lj.Trainer(max_steps=1000)."
             )
         train, val = self._fit_data(train_data, val_data, datamodule)
         engine = self._engine_for(task)
@@ -159,45 +178,60 @@ class Trainer:
         if val is not None:
             engine.trace_eval(state, val.first())
         self._check_monitored(engine, validates=val is not None)
+        begins_at = int(getattr(state, "step", 0))
+        if self.max_steps is not None and begins_at >= self.max_steps > 0:
+            raise ConfigurationError(
+                f"max_steps={self.max_steps} was asked for, but the given state is at step {begins_at} already; "
+                "max_steps counts all optimizer steps of the state: raise it, or use max_epochs."
+            )
 
-        schedule = loop.Schedule(
+        schedule = Schedule(
             max_epochs=self.max_epochs,
             max_steps=self.max_steps,
-            steps_per_call=min(self.steps_per_call, train.batches or self.steps_per_call),
-            check_val_every_n_epoch=self.check_val_every_n_epoch,
+            max_time_s=self.max_time_s,
             log_every_n_steps=self.log_every_n_steps,
+            check_val_every_n_epoch=self.check_val_every_n_epoch,
+            val_check_batches=batches_between(self.val_check_interval, train.batches),
+        )
+        pace = Pace(
+            self.steps_per_call,
+            loops=engine.loops("train"),
+            callbacks=self.callbacks,
+            batch=batch,
+            epoch_steps=train.batches,
+            total_steps=schedule.total_steps(begins_at, train.batches),
         )
         keeper = next((one for one in self.callbacks if isinstance(one, ModelCheckpoint)), None)
         self.directory = create_run_directory(self.default_root_dir) if keeper is not None or self.loggers else None
         logger = LoggerCollection(self.loggers)
         checkpointer = Checkpointer(self.directory / "checkpoints") if self.directory and keeper else None
         progress = make_progress(self.enable_progress_bar)
+        output = Output()
         if self.enable_model_summary:
-            progress.print(str(summarize(state)))
+            output.write_line(str(summarize(state)))
         run = Run(self, engine, state, History(logger), logger, checkpointer, self.directory)
         run.validates = val is not None
-        if self.max_steps is not None and run.step >= self.max_steps > 0:
-            raise ConfigurationError(
-                f"max_steps={self.max_steps} was asked for, but the given state is at step {run.step} already; "
-                "max_steps counts all optimizer steps of the state: raise it, or use max_epochs."
-            )
         try:
-            if self.directory is not None:
-                logger.start(self.directory)
-            logger.log_hyperparams(self.hyperparameters)
-            stopped_by = loop.fit(run, engine, train, val, schedule, self.callbacks, progress)
+            with compilation_cache_in(self._cache_directory()):
+                # The first program compiles while the loggers start.
+                engine.compile_ahead("train", train.specs(pace.steps)[:1])
+                if self.directory is not None:
+                    logger.start(self.directory)
+                logger.log_hyperparams(self.hyperparameters)
+                stopped_by = Loop(run, engine, train, val, schedule, pace, self.callbacks, progress).fit()
         except BaseException as error:
-            loop.call(self.callbacks, "on_exception", run, error)
+            call(self.callbacks, "on_exception", run, error)
             raise
         finally:
             progress.close()
+            engine.close()
             logger.finish()
             if checkpointer is not None:
                 checkpointer.close()
         self._state = run.state
         self._checkpoints = keeper.checkpoints if keeper is not None else Checkpoints()
         if self.directory is not None:
-            progress.print(f"stopped by {stopped_by} at step {run.step}; run directory: {self.directory}")
+            output.write_line(f"stopped by {stopped_by} at step {run.step}; run directory: {self.directory}")
         return FitResult(
             state=run.state,
             metrics=dict(run.metrics),
@@ -253,11 +287,12 @@ class Trainer:
         engine.trace_eval(state, source.first())
         progress = make_progress(self.enable_progress_bar)
         try:
-            totals = loop.evaluate(state, engine, source, 0, stage, self.steps_per_call, progress)
+            totals = evaluate(state, engine, source, 0, stage, progress)
             metrics = computed(engine.unpack("eval", jax.device_get(totals)), f"{stage}/")
             progress.end_evaluation(metrics)
         finally:
             progress.close()
+            engine.close()
         if self.directory is not None:
             logger = LoggerCollection(self.loggers)
             scalars = {name: value for name, value in metrics.items() if isinstance(value, float)}
@@ -284,6 +319,12 @@ class Trainer:
             return engine.place(Checkpoint.open(state).restore(like))
         return engine.place(state)
 
+    def _cache_directory(self) -> Path | None:
+        if isinstance(self.compilation_cache, bool):
+            root = Path(self.default_root_dir or DEFAULT_ROOT).absolute()
+            return root / "compilation_cache" if self.compilation_cache and self.directory is not None else None
+        return Path(self.compilation_cache).absolute()
+
     def _engine_for(self, task: TaskLike) -> JitEngine:
         """Returns an engine of the task, the one of the last call if it was the same task: its programs are kept."""
         for method in ("init", "train_step"):
@@ -293,7 +334,10 @@ class Trainer:
                     "these methods."
                 )
         if self._engine is None or self._engine.task is not task:
-            self._engine = JitEngine(task, log_every_n_steps=self.log_every_n_steps)
+            batches = 8 if self.steps_per_call == "auto" else self.steps_per_call
+            self._engine = JitEngine(
+                task, log_every_n_steps=self.log_every_n_steps, eval_batches_per_call=batches, strict=self.strict
+            )
         return self._engine
 
     def _fit_data(self, train_data: Any, val_data: Any, datamodule: Any) -> tuple[Source, Source | None]:
@@ -337,15 +381,16 @@ class Trainer:
     def _check(self) -> None:
         conflicts = [
             *_below(self, 0, "max_epochs", "max_steps"),
-            *_below(self, 1, "steps_per_call", "log_every_n_steps", "check_val_every_n_epoch"),
+            *_below(self, 1, "log_every_n_steps", "check_val_every_n_epoch"),
+            *([] if self.steps_per_call == "auto" else _below(self, 1, "steps_per_call")),
         ]
-        for stage, limit in self.limits.items():
-            if limit is None or (isinstance(limit, float) and 0 < limit <= 1):
+        amounts = {f"limit_{stage}_batches": limit for stage, limit in self.limits.items()}
+        for name, amount in (amounts | {"val_check_interval": self.val_check_interval}).items():
+            if amount is None or (isinstance(amount, float) and 0 < amount <= 1):
                 continue
-            if isinstance(limit, float) or limit < 1:
+            if isinstance(amount, float) or amount < 1:
                 conflicts.append(
-                    f"limit_{stage}_batches={limit}: give a number of batches from 1 on, or a fraction above 0.0 and "
-                    "up to 1.0"
+                    f"{name}={amount}: give a number of batches from 1 on, or a fraction above 0.0 and up to 1.0"
                 )
         for callback in self.callbacks:
             if not isinstance(callback, Callback):

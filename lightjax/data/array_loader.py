@@ -28,6 +28,8 @@ class ArrayLoader:
       shuffle: permute the examples anew in each epoch.
       seed: of the permutations.
       drop_last: leave a short last batch out.
+      on_device: keep the arrays on the device and gather batches inside the compiled call, so that an epoch moves
+        nothing from the host. For data that fits beside the model.
 
     Raises:
       DataError: there are no arrays or no examples, the arrays have different numbers of rows, or the batch size is
@@ -40,13 +42,21 @@ class ArrayLoader:
     """
 
     def __init__(
-        self, arrays: Any, batch_size: int, *, shuffle: bool = False, seed: int = 0, drop_last: bool = False
+        self,
+        arrays: Any,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        on_device: bool = False,
     ) -> None:
         self.arrays = jax.tree.map(np.asarray, arrays)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
         self.drop_last = drop_last
+        self.on_device = on_device
         self.examples = _shared_rows(self.arrays)
         if batch_size < 1 or (drop_last and batch_size > self.examples):
             raise DataError(
@@ -56,6 +66,7 @@ class ArrayLoader:
             )
         self._next_epoch = 0
         self._order: tuple[int, np.ndarray] | None = None
+        self._device_arrays: Any = None
 
     def __len__(self) -> int:
         """Returns the number of batches in an epoch."""
@@ -82,6 +93,12 @@ class ArrayLoader:
         for batch in range(start, len(self)):
             rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield jax.tree.map(lambda array, rows=rows: array[rows], self.arrays)
+
+    def device_arrays(self) -> Any:
+        """Returns the arrays on the default device; they are moved there once."""
+        if self._device_arrays is None:
+            self._device_arrays = jax.device_put(self.arrays)
+        return self._device_arrays
 
     def order(self, epoch: int) -> np.ndarray:
         """Returns the order of the examples in an epoch: int32, [examples]."""

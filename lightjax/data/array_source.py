@@ -1,4 +1,4 @@
-"""ArraySource: an ArrayLoader read in stretches."""
+"""ArraySource: an ArrayLoader read in stretches, from the host or on the device."""
 
 from __future__ import annotations
 
@@ -8,18 +8,24 @@ import jax
 import numpy as np
 
 from lightjax.data.array_loader import ArrayLoader
-from lightjax.data.stretch import Cursor, Stretch, canonical
+from lightjax.data.stretch import Cursor, Gathered, Stacked, Stretch, canonical, stacked_spec
 
 
 class ArraySource:
-    """Stretches of an `ArrayLoader`, gathered in one go: no batch is ever made alone and stacked."""
+    """Stretches of an `ArrayLoader`: gathered on the host in one indexing, or on the device inside the call.
+
+    Args:
+      loader: the loader.
+      name: what the user calls it.
+      limit: batches of an epoch at most.
+    """
 
     def __init__(self, loader: ArrayLoader, name: str, limit: int | None = None) -> None:
         self.loader = loader
         self.name = name
         self.batches = min(len(loader), limit if limit is not None else len(loader))
         # What jax would do with wide dtypes is done once here instead of at every transfer.
-        self.arrays = jax.tree.map(canonical, loader.arrays)
+        self.arrays = loader.device_arrays() if loader.on_device else jax.tree.map(canonical, loader.arrays)
 
     def first(self) -> Any:
         """Returns the first batch of epoch 0."""
@@ -29,24 +35,52 @@ class ArraySource:
         """Returns a cursor at batch `start` of an epoch, in constant time."""
         return _ArrayCursor(self, self.loader.order(index), start)
 
+    def specs(self, capacity: int) -> list[Stacked | Gathered]:
+        """Returns the shapes of the stretches to come: full batches, and the shorter last one if there is one."""
+        full, rest = divmod(self.loader.examples, self.loader.batch_size)
+        sizes = [(self.loader.batch_size, capacity)] if full else []
+        if rest and self.batches > full:
+            sizes.append((rest, 1))
+        return [self._spec(size, room) for size, room in sizes]
+
+    def _spec(self, size: int, capacity: int) -> Stacked | Gathered:
+        def shaped(array: Any, *leading: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((*leading, *array.shape[1:]), array.dtype)
+
+        if not self.loader.on_device:
+            return stacked_spec(jax.tree.map(lambda array: shaped(array, size), self.arrays), capacity)
+        arrays = jax.tree.map(lambda array: shaped(array, array.shape[0]), self.arrays)
+        order, first = jax.ShapeDtypeStruct((self.loader.examples,), np.int32), jax.ShapeDtypeStruct((), np.int32)
+        return Gathered(arrays, order, first, size, capacity)
+
 
 class _ArrayCursor:
     def __init__(self, source: ArraySource, order: np.ndarray, start: int) -> None:
         self.source, self.order, self.next = source, order, start
+        self.device_order = jax.device_put(order) if source.loader.on_device else None
 
     def take(self, most: int, capacity: int) -> Stretch | None:
-        size = self.source.loader.batch_size
+        loader = self.source.loader
         left = self.source.batches - self.next
         if left <= 0:
             return None
-        full = min(left, len(self.order) // size - self.next)
-        count, capacity, rows = (min(most, full), capacity, size) if full > 0 else (1, 1, len(self.order) % size)
-        wanted = self.order[self.next * size : self.next * size + count * rows]
+        size = loader.batch_size
+        full = min(left, loader.examples // size - self.next)
+        first = self.next * size
+        count, capacity, size = (min(most, full), capacity, size) if full > 0 else (1, 1, loader.examples % size)
+        self.next += count
+        if loader.on_device:
+            steps = Gathered(self.source.arrays, self.device_order, np.int32(first), size, capacity)
+        else:
+            steps = Stacked(self._gather(first, count, size, capacity))
+        return Stretch(steps, count)
+
+    def _gather(self, first: int, count: int, size: int, capacity: int) -> Any:
+        rows = self.order[first : first + count * size]
 
         def gather(array: np.ndarray) -> np.ndarray:
-            stack = np.empty((capacity, rows, *array.shape[1:]), array.dtype)
-            np.take(array, wanted, axis=0, out=stack[:count].reshape(count * rows, *array.shape[1:]), mode="clip")
+            stack = np.empty((capacity, size, *array.shape[1:]), array.dtype)
+            np.take(array, rows, axis=0, out=stack[:count].reshape(count * size, *array.shape[1:]), mode="clip")
             return stack
 
-        self.next += count
-        return Stretch(jax.tree.map(gather, self.source.arrays), count, capacity)
+        return jax.tree.map(gather, self.source.arrays)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lightjax import _tree
-from lightjax.data.stretch import Cursor, Stretch, canonical
+from lightjax.data.stretch import Cursor, Gathered, Stacked, Stretch, canonical, stacked_spec
 from lightjax.errors import DataError
 
 
@@ -49,6 +49,10 @@ class IterableSource:
         self._pending = None
         limited = itertools.islice(batches, start, self._limit)
         return _IterableCursor(self, limited, index, start)
+
+    def specs(self, capacity: int) -> list[Stacked | Gathered]:
+        """Returns the shapes of the stretches to come, as far as the first batch tells them."""
+        return [stacked_spec(self._first, capacity)]
 
     def host_batch(self, batch: Any, epoch: int, number: int) -> Any:
         """Turns a batch into arrays and checks that it is like the first one."""
@@ -107,7 +111,11 @@ class _IterableCursor:
         if self.ahead is not None:
             batch, self.ahead = self.ahead, None
             return batch
-        batch = next(self.batches, None)
+        try:
+            batch = next(self.batches, None)
+        except Exception as error:
+            error.add_note(f"{self.source.name} raised this instead of batch {self.number} of epoch {self.epoch}.")
+            raise
         if batch is None:
             if self.number == 0 and self.epoch == 0:
                 raise DataError(
@@ -153,7 +161,7 @@ class _Stack:
             jnp.stack([*column, *[column[-1]] * (self.capacity - self.count)]) if isinstance(column, list) else column
             for column in self.columns
         ]
-        return Stretch(jax.tree.unflatten(self.structure, stacks), self.count, self.capacity)
+        return Stretch(Stacked(jax.tree.unflatten(self.structure, stacks)), self.count)
 
 
 def _as_array(leaf: Any, path: str, name: str, where: str) -> Any:

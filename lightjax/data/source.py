@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from lightjax.data.array_loader import ArrayLoader
 from lightjax.data.array_source import ArraySource
 from lightjax.data.iterable_source import IterableSource, a_or_an
-from lightjax.data.stretch import Cursor
+from lightjax.data.stretch import Cursor, Gathered, Stacked
 from lightjax.errors import DataError
 
 
@@ -28,6 +28,10 @@ class Source(Protocol):
 
     def epoch(self, index: int, start: int = 0) -> Cursor:
         """Returns a cursor at batch `start` of an epoch."""
+        ...
+
+    def specs(self, capacity: int) -> list[Stacked | Gathered]:
+        """Returns the shapes of the stretches to come, as far as they are known once `first` was called."""
         ...
 
 

@@ -1,50 +1,111 @@
-"""Stretch: consecutive batches of one shape, stacked for one compiled call."""
+"""Stretch: consecutive batches of one shape, ready for one compiled call."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
+
+# Stacked batches beyond this cost more memory than running them in one call is worth.
+STACK_BYTES = 64 * 2**20
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Stacked:
+    """Batches stacked along a new first axis.
+
+    Attributes:
+      stacks: a pytree of arrays [capacity, batch, ...]; rows beyond the stretch are undefined.
+    """
+
+    stacks: Any
+
+    @property
+    def capacity(self) -> int:
+        """The number of batches there is room for."""
+        return jax.tree.leaves(self.stacks)[0].shape[0]
+
+    @property
+    def signature(self) -> Hashable:
+        """What tells the program of this stretch from that of another."""
+        return tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(self.stacks))
+
+    def batch(self, i: Any) -> Any:
+        """Returns batch `i`, inside compiled code."""
+        return jax.tree.map(lambda stack: lax.dynamic_index_in_dim(stack, i, keepdims=False), self.stacks)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Gathered:
+    """Batches that are gathered from arrays on the device, inside the compiled call.
+
+    Attributes:
+      arrays: a pytree of arrays [examples, ...] on the device.
+      order: int32 [examples], the order of the epoch, on the device.
+      first: int32 scalar, the place in the order where the stretch begins.
+      batch_size: examples in a batch.
+      capacity: steps the program has room for.
+    """
+
+    arrays: Any
+    order: Any
+    first: Any
+    batch_size: int = field(metadata={"static": True})
+    capacity: int = field(metadata={"static": True})
+
+    @property
+    def signature(self) -> Hashable:
+        """What tells the program of this stretch from that of another."""
+        return (self.batch_size, self.capacity)
+
+    def batch(self, i: Any) -> Any:
+        """Returns batch `i`, inside compiled code."""
+        rows = lax.dynamic_slice_in_dim(self.order, self.first + i * self.batch_size, self.batch_size)
+        return jax.tree.map(lambda array: jnp.take(array, rows, axis=0, mode="clip"), self.arrays)
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Batches that run in one call of the compiled program.
+    """What runs in one call of a compiled program.
 
     Attributes:
-      batches: a pytree of arrays [capacity, batch, ...], of which the first `count` along the first axis are batches
-        and the rest is undefined.
-      count: batches in the stretch.
-      capacity: batches the program is compiled for.
+      steps: gives the batch of each step.
+      count: steps to run, at most `steps.capacity`.
+      control: int32 array for the program, on the device: the count, and what was done before; None until it is placed.
     """
 
-    batches: Any
+    steps: Stacked | Gathered
     count: int
-    capacity: int
-
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The shapes of the stacks: what tells one compiled program from another."""
-        return tuple(leaf.shape for leaf in jax.tree.leaves(self.batches))
+    control: Any = None
 
 
 class Cursor(Protocol):
     """A place in an epoch, moving forward."""
 
     def take(self, most: int, capacity: int) -> Stretch | None:
-        """Returns the next batches of one shape, stacked; None at the end of the epoch.
+        """Returns the next batches of one shape; None at the end of the epoch.
 
         Args:
           most: batches wanted at most; at least 1.
-          capacity: size of the stack the program is compiled for. A batch shorter than the others comes alone, in a
-            stack of 1.
+          capacity: room of the program that is to run them. A batch shorter than the others comes alone, with room
+            for 1.
 
         Raises:
           DataError: a batch holds something that is no array, or differs from the first batch in more than its size.
         """
         ...
+
+
+def stacked_spec(batch: Any, capacity: int) -> Stacked:
+    """Returns the shapes of a stack of batches."""
+    return Stacked(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((capacity, *leaf.shape), leaf.dtype), batch))
 
 
 def canonical(array: np.ndarray) -> np.ndarray:

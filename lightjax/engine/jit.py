@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +16,12 @@ import numpy as np
 from jax.extend import core
 
 from lightjax import _tree
-from lightjax.data.stretch import Stretch
+from lightjax.data.source import Source
+from lightjax.data.stretch import STACK_BYTES, Stretch
 from lightjax.engine.contract import checked_eval_step, checked_init, checked_predict_step, checked_train_step, strong
 from lightjax.engine.packing import Packing
-from lightjax.engine.program import Vectors, eval_program, train_program
+from lightjax.engine.program import Steps, Vectors, eval_program, train_program
+from lightjax.errors import RecompileError
 
 
 @dataclass(frozen=True)
@@ -25,35 +31,56 @@ class Traced:
     Attributes:
       step: the step, compiled inside larger programs.
       packing: how its metrics lie in vectors.
-      looped: whether it runs inside a loop.
-      signature: the shapes it was traced with.
-      programs: what was compiled of it, by the shapes of the stretch.
+      has_convolution: whether it convolves.
+      state: shapes of the state it was traced with.
+      batch: shapes of the batch it was traced with.
+      programs: what is compiled of it, or being compiled, by the signature of the stretch.
+      unannounced: the signatures of stretches that came without being announced by `compile_ahead`.
     """
 
     step: Callable[..., Any]
     packing: Packing
-    looped: bool
-    signature: Any
-    programs: dict[Any, Callable[..., Any]] = field(default_factory=dict)
+    has_convolution: bool
+    state: Any
+    batch: Any
+    programs: dict[Any, Future[Callable[..., Any]]] = field(default_factory=dict)
+    unannounced: list[Any] = field(default_factory=list)
 
 
 class JitEngine:
     """Runs a task's functions on one device.
 
-    Programs are compiled ahead of time, one for each shape of stretch, and kept.
+    Programs are compiled ahead of time in a background thread, one for each shape of stretch, and kept.
 
     Args:
       task: the user's functions.
       log_every_n_steps: length of the windows that training metrics are merged over.
       device: where to run; jax's default device when None.
+      eval_batches_per_call: batches that one call evaluates at most.
+      strict: raise where a step has to be compiled again, instead of warning.
+
+    Attributes:
+      compile_s: seconds the newest program took to compile.
     """
 
-    def __init__(self, task: Any, *, log_every_n_steps: int = 50, device: Any = None) -> None:
+    def __init__(
+        self,
+        task: Any,
+        *,
+        log_every_n_steps: int = 50,
+        device: Any = None,
+        eval_batches_per_call: int = 8,
+        strict: bool = False,
+    ) -> None:
         self.task = task
         self.device = device or jax.devices()[0]
         self.log_every_n_steps = log_every_n_steps
+        self.eval_batches_per_call = eval_batches_per_call
+        self.strict = strict
         self._traced: dict[str, Traced] = {}
         self._predict: Callable[..., Any] | None = None
+        self._compiler: ThreadPoolExecutor | None = None
+        self.compile_s = 0.0
 
     def create_state(self, key: jax.Array, batch: Any) -> Any:
         """Runs the task's `init`, compiled."""
@@ -68,13 +95,34 @@ class JitEngine:
         """Puts arrays on the device; does not wait."""
         return jax.device_put(tree, self.device)
 
-    def trace_train(self, state: Any, batch: Any) -> Traced:
-        """Traces the train step, which checks its contract; does not compile."""
-        return self._trace("train", checked_train_step(self.task), state, batch)
+    def place_stretch(self, stretch: Stretch, *before: int) -> Stretch:
+        """Puts a stretch on the device, in one transfer, with what the program has to know of what was done before."""
+        control = np.array([stretch.count, *before], np.int32)
+        steps, control = self.place((stretch.steps, control))
+        return dataclasses.replace(stretch, steps=steps, control=control)
 
-    def trace_eval(self, state: Any, batch: Any) -> Traced:
+    def trace_train(self, state: Any, batch: Any) -> None:
+        """Traces the train step, which checks its contract; does not compile."""
+        self._trace("train", checked_train_step(self.task), state, batch)
+
+    def trace_eval(self, state: Any, batch: Any) -> None:
         """Traces the eval step, which checks its contract; does not compile."""
-        return self._trace("eval", checked_eval_step(self.task), state, batch)
+        self._trace("eval", checked_eval_step(self.task), state, batch)
+
+    def loops(self, stage: str) -> bool:
+        """Says whether a stage ("train" or "eval") can run several steps in one call.
+
+        XLA on the CPU gives convolutions their fast layout only outside of loops: the gradient of a 3x3 kernel takes
+        9 ms outside and 360 ms inside one (docs/decisions.md). Such steps run one by one, always.
+        """
+        return not (self.device.platform == "cpu" and self._traced[stage].has_convolution)
+
+    def compile_ahead(self, stage: str, specs: Sequence[Steps]) -> None:
+        """Begins to compile the programs of a stage for stretches of these shapes; does not wait."""
+        programs = self._traced[stage].programs
+        for steps in specs:
+            if steps.signature not in programs:
+                programs[steps.signature] = self._submit(stage, steps)
 
     def train_totals(self) -> tuple[Vectors, Vectors]:
         """Returns the totals a training begins with."""
@@ -84,48 +132,51 @@ class JitEngine:
         """Returns the totals an evaluation begins with."""
         return self._empty_totals("eval")
 
-    def train(
-        self, state: Any, totals: Any, stretch: Stretch, steps_before: int, epoch_before: int
-    ) -> tuple[Any, Any, Vectors]:
+    def program(self, stage: str, stretch: Stretch) -> Callable[..., Any]:
+        """Returns the compiled program of a stretch; waits for the compiler where it is not ready."""
+        programs = self._traced[stage].programs
+        found = programs.get(stretch.steps.signature)
+        if found is None:
+            found = self._compile_again(stage, stretch.steps)
+        return found.result()
+
+    def train(self, state: Any, totals: Any, stretch: Stretch) -> tuple[Any, Any, Vectors]:
         """Runs a stretch of train steps in one call; does not wait for it.
 
         Args:
           state: donated.
           totals: `(window, epoch)` metrics.
-          stretch: the batches.
-          steps_before: optimizer steps done.
-          epoch_before: batches of this epoch done.
+          stretch: placed, with optimizer steps and batches of the epoch done before.
 
         Returns:
           The state after the stretch, the totals, and the window's metrics after each step, [capacity, length].
         """
-        control = np.array([stretch.count, steps_before, epoch_before], np.int32)
-        arguments = (state, totals, *self.place((stretch.batches, control)))
-        traced = self._traced["train"]
-        program = traced.programs.get(stretch.shapes)
-        if program is None:
-            function = train_program(
-                traced.step, traced.packing, looped=traced.looped, log_every_n_steps=self.log_every_n_steps
-            )
-            program = traced.programs[stretch.shapes] = _compiled(function, arguments, donate=(0,))
-        return program(*arguments)
+        return self.program("train", stretch)(state, totals, stretch.steps, stretch.control)
 
-    def evaluate(self, state: Any, totals: Vectors, stretch: Stretch, batches_before: int) -> Vectors:
-        """Merges the metrics of a stretch of eval steps into `totals`, in one call; does not wait for it."""
-        traced = self._traced["eval"]
-        control = np.array([stretch.count, batches_before], np.int32)
-        arguments = (state, totals, *self.place((stretch.batches, control)))
-        program = traced.programs.get(stretch.shapes)
-        if program is None:
-            function = eval_program(traced.step, traced.packing, looped=traced.looped)
-            program = traced.programs[stretch.shapes] = _compiled(function, arguments)
-        return program(*arguments)
+    def evaluate(self, state: Any, totals: Vectors, stretch: Stretch) -> Vectors:
+        """Merges the metrics of a stretch of eval steps into `totals`, in one call; does not wait for it.
 
-    def predict(self, state: Any, batch: Any) -> Any:
-        """Runs the predict step on one batch; does not wait for it."""
+        Args:
+          state: left as it is.
+          totals: metrics of the batches before.
+          stretch: placed, with the number of batches evaluated before.
+        """
+        return self.program("eval", stretch)(state, totals, stretch.steps, stretch.control)
+
+    def eval_capacity(self, data: Source) -> int:
+        """Returns how many batches of this data one call evaluates."""
+        if not self.loops("eval"):
+            return 1
+        batch_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._traced["eval"].batch))
+        fitting = max(1, STACK_BYTES // max(1, batch_bytes))
+        return min(self.eval_batches_per_call, fitting, data.batches or fitting)
+
+    def predict(self, state: Any, stretch: Stretch) -> Any:
+        """Runs the predict step on the one batch of a stretch; does not wait for it."""
         if self._predict is None:
-            self._predict = jax.jit(checked_predict_step(self.task))
-        return self._predict(state, self.place(batch))
+            step = checked_predict_step(self.task)
+            self._predict = jax.jit(lambda state, steps: step(state, steps.batch(0)))
+        return self._predict(state, self.place(stretch.steps))
 
     def unpack(self, stage: str, vectors: Any) -> Any:
         """Makes packed metrics of a stage ("train" or "eval") into metrics."""
@@ -136,30 +187,89 @@ class JitEngine:
         packing = self._traced[stage].packing
         return list(jax.tree.unflatten(packing.structure, packing.leaves))
 
-    def capacity(self, stage: str, wanted: int) -> int:
-        """Returns how many steps of a stage one call can run: `wanted`, or 1 for a step that runs in no loop."""
-        return wanted if self._traced[stage].looped else 1
+    def compiled(self, stage: str) -> int:
+        """Returns how many programs of a stage were compiled or are being compiled."""
+        return len(self._traced[stage].programs)
+
+    def close(self) -> None:
+        """Ends the compiler's thread, after what it is at; a later compilation begins a new one."""
+        if self._compiler is not None:
+            self._compiler.shutdown(cancel_futures=True)
+            self._compiler = None
+        for traced in self._traced.values():
+            for signature in [key for key, program in traced.programs.items() if program.cancelled()]:
+                del traced.programs[signature]
+
+    def _compile_again(self, stage: str, steps: Steps) -> Future[Callable[..., Any]]:
+        """Compiles for a stretch nobody announced: one odd size is the end of an epoch, more are worth a word."""
+        traced = self._traced[stage]
+        traced.unannounced.append(steps.signature)
+        if len(traced.unannounced) > 1:
+            change = _tree.difference(traced.batch, jax.eval_shape(lambda steps: steps.batch(0), steps))
+            text = (
+                f"The {stage} step is compiled for the {len(traced.programs) + 1}. time, for batches of another size: "
+                f"{change}. The last compilation took {self.compile_s:.2g} s; give batches of one size "
+                "(drop_last=True, or pad them)."
+            )
+            if self.strict:
+                raise RecompileError(f"{text} Trainer(strict=False) only warns.")
+            warnings.warn(text, stacklevel=2)
+        program = traced.programs[steps.signature] = self._submit(stage, steps)
+        return program
 
     def _empty_totals(self, stage: str) -> Vectors:
         lengths = self._traced[stage].packing.lengths
         return self.place({dtype: np.zeros(length, dtype) for dtype, length in lengths.items()})
 
-    def _trace(self, stage: str, function: Callable[..., Any], state: Any, batch: Any) -> Traced:
-        signature = (_tree.abstract(state), _tree.abstract(batch))
-        if (known := self._traced.get(stage)) is not None and known.signature == signature:
-            return known
+    def _trace(self, stage: str, function: Callable[..., Any], state: Any, batch: Any) -> None:
+        shapes = (_tree.abstract(state), _tree.abstract(batch))
+        known = self._traced.get(stage)
+        if known is not None and (known.state, known.batch) == shapes:
+            return
         step = jax.jit(function)
-        jaxpr, shapes = jax.make_jaxpr(step, return_shape=True)(*signature)
-        metrics = shapes[1] if stage == "train" else shapes
-        # XLA on the CPU gives convolutions their fast layout only outside of loops: the gradient of a 3x3 kernel
-        # takes 9 ms outside and 360 ms inside one (docs/decisions.md).
-        looped = not (self.device.platform == "cpu" and _has_convolution(jaxpr.jaxpr))
-        traced = self._traced[stage] = Traced(step, Packing.of(metrics), looped, signature)
-        return traced
+        jaxpr, found = jax.make_jaxpr(step, return_shape=True)(*shapes)
+        traced = Traced(
+            step, Packing.of(found[1] if stage == "train" else found), _has_convolution(jaxpr.jaxpr), *shapes
+        )
+        if known is not None and (known.state, known.packing) == (traced.state, traced.packing):
+            # Batches of another size: the programs of the sizes before stay good.
+            traced = dataclasses.replace(traced, programs=known.programs, unannounced=known.unannounced)
+        self._traced[stage] = traced
 
+    def _submit(self, stage: str, steps: Steps) -> Future[Callable[..., Any]]:
+        """Lowers here, where contexts such as `jax.default_matmul_precision` hold, and compiles in the background."""
+        if self._compiler is None:
+            self._compiler = ThreadPoolExecutor(1, thread_name_prefix="lightjax-compiler")
+        return self._compiler.submit(self._compile, self._lowered(stage, _tree.abstract(steps)))
 
-def _compiled(function: Callable[..., Any], arguments: Any, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
-    return jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
+    def _compile(self, lowered: Any) -> Callable[..., Any]:
+        begun_s = time.perf_counter()
+        program = lowered.compile()
+        self.compile_s = time.perf_counter() - begun_s
+        return program
+
+    def _lowered(self, stage: str, steps: Steps) -> Any:
+        traced = self._traced[stage]
+        totals = jax.eval_shape(traced.packing.zeros)
+        looped = self.loops(stage)
+        if stage == "train":
+            function = train_program(
+                traced.step, traced.packing, looped=looped, log_every_n_steps=self.log_every_n_steps
+            )
+            control, donated = np.zeros(3, np.int32), (0,)
+            arguments = (traced.state, (totals, totals), steps, control)
+        else:
+            function = eval_program(traced.step, traced.packing, looped=looped)
+            control, donated = np.zeros(2, np.int32), ()
+            arguments = (traced.state, totals, steps, control)
+        # A program is compiled for arguments that lie where `place` puts them.
+        placed = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(self.device)
+            ),
+            arguments,
+        )
+        return jax.jit(function, donate_argnums=donated).lower(*placed)
 
 
 def _has_convolution(jaxpr: core.Jaxpr) -> bool:

@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lightjax.data.stretch import Gathered, Stacked
 from lightjax.engine.packing import Packing
 
 Vectors = dict[str, jax.Array]
+Steps = Stacked | Gathered
 
 
 def train_program(
@@ -31,19 +33,19 @@ def train_program(
       log_every_n_steps: the length of the windows that metrics are merged over.
 
     Returns:
-      `(state, totals, batches, control) -> (state, totals, rows)`. `batches` is stacked, [capacity, batch, ...].
+      `(state, totals, steps, control) -> (state, totals, rows)`. `steps` gives the batch of each step.
       `control` is int32[3]: steps to run, optimizer steps done before, batches of the epoch done before. `totals` is
       `(window, epoch)`: metrics merged since the last window and epoch began, as packed vectors. `rows` is
       [capacity, length]: `window` as it stood after each step.
     """
 
-    def program(state: Any, totals: tuple[Vectors, Vectors], batches: Any, control: jax.Array) -> Any:
+    def program(state: Any, totals: tuple[Vectors, Vectors], steps: Steps, control: jax.Array) -> Any:
         count, steps_before, epoch_before = control[0], control[1], control[2]
-        capacity = jax.tree.leaves(batches)[0].shape[0]
+        capacity = steps.capacity
 
         def run(i: Any, carry: tuple[Any, Vectors]) -> tuple[Any, Vectors]:
             state, raw = carry
-            new_state, metrics = step(state, _at(batches, i))
+            new_state, metrics = step(state, steps.batch(i))
             return new_state, _put(raw, i, packing.pack(metrics))
 
         def gather(i: Any, carry: tuple[Vectors, Vectors, Vectors]) -> tuple[Vectors, Vectors, Vectors]:
@@ -68,17 +70,17 @@ def train_program(
 
 def eval_program(
     step: Callable[[Any, Any], Any], packing: Packing, *, looped: bool
-) -> Callable[[Any, Vectors, Any, jax.Array], Vectors]:
+) -> Callable[[Any, Vectors, Steps, jax.Array], Vectors]:
     """Builds the program of a stretch of eval steps.
 
     Returns:
-      `(state, totals, batches, control) -> totals`, with `control` int32[2]: batches to evaluate, batches evaluated
+      `(state, totals, steps, control) -> totals`, with `control` int32[2]: batches to evaluate, batches evaluated
       before.
     """
 
-    def program(state: Any, totals: Vectors, batches: Any, control: jax.Array) -> Vectors:
+    def program(state: Any, totals: Vectors, steps: Steps, control: jax.Array) -> Vectors:
         def run(i: Any, totals: Vectors) -> Vectors:
-            metrics = packing.pack(step(state, _at(batches, i)))
+            metrics = packing.pack(step(state, steps.batch(i)))
             return _joined(packing, totals, metrics, control[1] + i == 0)
 
         return lax.fori_loop(0, control[0], run, totals) if looped else run(0, totals)

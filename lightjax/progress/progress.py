@@ -98,7 +98,7 @@ def make_progress(enabled: bool, file: TextIO | None = None) -> Progress:
     """Chooses the display for an output.
 
     Args:
-      enabled: False for none at all; `Progress.print` still writes.
+      enabled: False for none at all.
       file: where to show it. None means standard output.
 
     Returns:
@@ -113,7 +113,7 @@ def make_progress(enabled: bool, file: TextIO | None = None) -> Progress:
       'NoProgress'
     """
     if not enabled:
-        return NoProgress(file)
+        return NoProgress(file, silent=True)
     terminal = is_terminal(sys.stdout if file is None else file)
     if terminal and os.environ.get("TERM") not in ("dumb", "unknown"):
         return RichProgress(file)

@@ -183,7 +183,7 @@ def test_every_conflict_of_a_trainer_is_listed_at_once(arguments, texts):
 
 
 def test_a_run_without_an_end_is_refused():
-    with pytest.raises(lj.ConfigurationError, match="neither max_epochs nor max_steps"):
+    with pytest.raises(lj.ConfigurationError, match="neither max_epochs nor max_steps nor max_time"):
         lj.Trainer().fit(linear_task(), loader())
 
 

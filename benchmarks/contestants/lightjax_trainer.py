@@ -1,0 +1,71 @@
+"""lightjax, by its public names."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import jax
+import optax
+from gate import Gate
+from models import LEARNING_RATE, Model, cross_entropy
+
+import lightjax as lj
+from contestants import NotAvailable, Setup
+from contestants.handwritten import val_loss
+
+
+def make_task(model: Model, scalars: int = 1) -> lj.Task:
+    """Writes the model down as pure functions; reports the loss and further scalars."""
+
+    def init(key: jax.Array, batch: Any) -> lj.TrainState:
+        return lj.TrainState.create(params=model.initial(), optimizer=optax.adam(LEARNING_RATE), key=key)
+
+    def loss_fn(state: lj.TrainState, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        loss = cross_entropy(model.logits(state.params, batch["inputs"]), batch["labels"])
+        return loss, {"loss": loss, **{f"scalar_{i}": loss * i for i in range(1, scalars)}}
+
+    return lj.Task.from_loss(init, loss_fn)
+
+
+def make_loader(data: Any, batch: int, **options: Any) -> lj.ArrayLoader:
+    """Returns batches in order."""
+    return lj.ArrayLoader({"inputs": data[0], "labels": data[1]}, batch, **options)
+
+
+class AtGate(lj.Callback):
+    """Stops at the gate; looks at no step, so that nothing keeps the loop from running compiled."""
+
+    every_n_steps = None
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+
+    def on_train_epoch_start(self, run: lj.Run) -> None:
+        self.gate.epoch_starts(lambda: jax.block_until_ready(run.state))
+
+
+def train(setup: Setup, gate: Gate) -> float:
+    """Trains; returns the last loss."""
+    model, options = setup.model, setup.options
+    arguments: dict[str, Any] = {"max_epochs": setup.epochs, "default_root_dir": setup.directory}
+    if "steps_per_call" in options:
+        arguments["steps_per_call"] = options["steps_per_call"]
+    callbacks: list[lj.Callback] = [AtGate(gate)]
+    if options["features"]:
+        callbacks.append(lj.EarlyStopping("val/loss", patience=1_000_000))
+    else:
+        arguments |= {"logger": False, "enable_checkpointing": False}
+        arguments |= {"enable_progress_bar": False, "enable_model_summary": False}
+    loading: dict[str, Any] = {}
+    if options.get("on_device"):
+        if "on_device" not in inspect.signature(lj.ArrayLoader).parameters:
+            raise NotAvailable("this lightjax has no ArrayLoader(on_device=)")
+        loading["on_device"] = True
+    data, val = model.data(setup.steps)
+    result = lj.Trainer(callbacks=callbacks, **arguments).fit(
+        make_task(model, options.get("scalars", 1)),
+        make_loader(data, model.batch, **loading),
+        make_loader(val, model.batch, **loading) if options["features"] else None,
+    )
+    return val_loss(model, result.state.params, val)

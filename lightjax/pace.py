@@ -1,0 +1,116 @@
+"""Pace: how many steps run in one compiled call, and why."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+
+from lightjax.callbacks.callback import Callback
+from lightjax.data.stretch import STACK_BYTES
+
+# A call of 5 ms hides the 0.1 to 0.2 ms of host work that starting it takes.
+CALL_S = 5e-3
+# Host work that a fused step saves.
+SAVED_S = 1.5e-4
+WARM_UP_STEPS = 2
+MEASURED_STEPS = 5
+LONGEST = 64
+
+
+class Pace:
+    """Chooses `steps_per_call`.
+
+    With "auto", the first steps of the run are timed one by one; they are ordinary steps, since how steps are cut never
+    changes a number. Then as many are fused as make a call long enough to hide its start, unless that cannot be, or
+    the run is too short to win back another compilation.
+
+    Args:
+      wanted: "auto", or a number that is kept.
+      loops: whether the step can run in a loop.
+      callbacks: whose looks bound a call.
+      batch: shapes of a batch.
+      epoch_steps: steps of an epoch, None where unknown.
+      total_steps: steps of the run, None where unknown.
+
+    Attributes:
+      steps: steps of a call at most.
+      reason: why, in words.
+      measuring: whether steps are still being timed.
+    """
+
+    def __init__(
+        self,
+        wanted: int | Literal["auto"],
+        *,
+        loops: bool,
+        callbacks: Sequence[Callback],
+        batch: Any,
+        epoch_steps: int | None,
+        total_steps: int | None,
+    ) -> None:
+        self._automatic = wanted == "auto"
+        self._total_steps = total_steps
+        self._times_s: list[float] = []
+        self.measuring = False
+        self.steps = 1
+        closest = min((callback for callback in callbacks if callback.steps_between_looks()), key=_period, default=None)
+        batch_bytes = max(1, sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch)))
+        self._bounds = [
+            (LONGEST, "longer calls gain nothing"),
+            (max(1, STACK_BYTES // batch_bytes), f"a batch has {batch_bytes / 1e6:.3g} MB"),
+        ]
+        if epoch_steps is not None:
+            self._bounds.append((epoch_steps, f"an epoch has {epoch_steps} steps"))
+        if closest is not None:
+            self._bounds.append((_period(closest), f"{type(closest).__name__} looks every {_period(closest)} steps"))
+        if not loops:
+            self.reason = "convolutions run faster outside of a loop on the CPU"
+        elif closest is not None and _period(closest) == 1:
+            self.reason = f"{type(closest).__name__} looks at every step"
+        elif isinstance(wanted, int):
+            self.steps, self.reason = min(wanted, epoch_steps or wanted), "as asked for"
+        else:
+            self.reason = "measuring"
+            self.measuring = True
+
+    def __str__(self) -> str:
+        """Returns the choice with its reason, for people."""
+        return f"steps_per_call={self.steps} ({'auto: ' if self._automatic else ''}{self.reason})"
+
+    def observe(self, begun_s: float, output: Any, steps_done: int, compile_s: float) -> bool:
+        """Times a call of one step, waiting for it; chooses after enough of them.
+
+        Args:
+          begun_s: `time.perf_counter()` before the call.
+          output: something it returned.
+          steps_done: steps of the run done.
+          compile_s: what compiling the step took.
+
+        Returns:
+          Whether it has chosen now.
+        """
+        jax.block_until_ready(output)
+        self._times_s.append(time.perf_counter() - begun_s)
+        if len(self._times_s) < WARM_UP_STEPS + MEASURED_STEPS:
+            return False
+        self.measuring = False
+        step_s = statistics.median(self._times_s[WARM_UP_STEPS:])
+        left = None if self._total_steps is None else max(0, self._total_steps - steps_done)
+        took = f"{step_s * 1e3:.3g} ms a step"
+        if step_s >= CALL_S:
+            self.reason = f"{took}, dispatch is hidden"
+        elif left is not None and left * min(SAVED_S, step_s) < compile_s:
+            self.reason = f"{took}, but {left} more steps are too few to win back a compilation of {compile_s:.2g} s"
+        else:
+            needed = 2 ** max(0, (int(CALL_S / step_s) - 1).bit_length())
+            self.steps, why = min([(needed, ""), *self._bounds], key=lambda bound: bound[0])
+            self.reason = f"{took}, dispatch-bound{f'; {why}' if why and self.steps < needed else ''}"
+        return True
+
+
+def _period(callback: Callback) -> int:
+    return callback.steps_between_looks() or 0

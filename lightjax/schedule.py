@@ -1,0 +1,116 @@
+"""Schedule: how long a training runs, and when it is evaluated."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from lightjax.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from lightjax.run import Run
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Limits and intervals of a training, in plain numbers.
+
+    Attributes:
+      max_epochs: epochs to run; None for no limit.
+      max_steps: optimizer steps in all, those a given state has already done included; None for no limit.
+      max_time_s: seconds to run; None for no limit.
+      log_every_n_steps: steps that are merged into one report.
+      check_val_every_n_epoch: epochs between evaluations.
+      val_check_batches: batches of an epoch between evaluations; None evaluates at the end of epochs only.
+      begun_s: `time.monotonic()` at the start.
+    """
+
+    max_epochs: int | None
+    max_steps: int | None
+    max_time_s: float | None
+    log_every_n_steps: int
+    check_val_every_n_epoch: int
+    val_check_batches: int | None
+    begun_s: float = field(default_factory=time.monotonic)
+
+    def end(self, run: Run) -> str | None:
+        """Says which limit a run has reached between two epochs."""
+        if self.max_steps is not None and run.step >= self.max_steps:
+            return "max_steps"
+        if self.max_epochs is not None and run.epoch >= self.max_epochs:
+            return "max_epochs"
+        return None
+
+    def out_of_time(self) -> bool:
+        """Says whether the time is up."""
+        return self.max_time_s is not None and time.monotonic() - self.begun_s >= self.max_time_s
+
+    def total_steps(self, step: int, epoch_steps: int | None) -> int | None:
+        """Returns the step a run that is at `step` will end at, None where nobody knows."""
+        totals = [] if self.max_steps is None else [self.max_steps]
+        if self.max_epochs is not None and epoch_steps is not None:
+            totals.append(step + self.max_epochs * epoch_steps)
+        return min(totals, default=None)
+
+    def validates_in(self, epoch: int) -> bool:
+        """Says whether an epoch has evaluations."""
+        return (epoch + 1) % self.check_val_every_n_epoch == 0
+
+
+def seconds(time_limit: str | float | timedelta | dict[str, int] | None) -> float | None:
+    """Reads a time limit.
+
+    Args:
+      time_limit: "DD:HH:MM:SS", a timedelta, its keyword arguments as a dict, or seconds.
+
+    Raises:
+      ConfigurationError: it is none of these, or negative.
+
+    Example:
+      >>> seconds("00:01:30:00"), seconds({"minutes": 2}), seconds(1.5)
+      (5400.0, 120.0, 1.5)
+    """
+    if time_limit is None:
+        return None
+    try:
+        if isinstance(time_limit, str):
+            days, hours, minutes, rest = (int(part) for part in time_limit.split(":"))
+            time_limit = timedelta(days=days, hours=hours, minutes=minutes, seconds=rest)
+        elif isinstance(time_limit, dict):
+            time_limit = timedelta(**time_limit)
+        found = time_limit.total_seconds() if isinstance(time_limit, timedelta) else float(time_limit)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"max_time={time_limit!r} is no time: write 'DD:HH:MM:SS', seconds, or a datetime.timedelta."
+        ) from error
+    if found < 0:
+        raise ConfigurationError(f"max_time={time_limit!r} is negative; write a time from 0 on.")
+    return found
+
+
+def batches_between(interval: int | float | None, epoch_batches: int | None) -> int | None:
+    """Reads `val_check_interval`: batches, or a fraction of an epoch.
+
+    Returns:
+      Batches of an epoch between evaluations; None for the ends of epochs only.
+
+    Raises:
+      ConfigurationError: a fraction of an epoch of unknown length, or more batches than an epoch has.
+    """
+    if interval is None or (isinstance(interval, float) and interval == 1.0):
+        return None
+    if isinstance(interval, float):
+        if epoch_batches is None:
+            raise ConfigurationError(
+                f"val_check_interval={interval} is a fraction of an epoch, but train_data has no length; "
+                "give a number of batches."
+            )
+        return max(1, int(epoch_batches * interval))
+    if epoch_batches is not None and interval > epoch_batches:
+        raise ConfigurationError(
+            f"val_check_interval={interval} is more than the {epoch_batches} batches of an epoch, so nothing would "
+            "ever be evaluated; give a smaller one, or use check_val_every_n_epoch."
+        )
+    return interval

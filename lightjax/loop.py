@@ -150,6 +150,9 @@ class Loop:
     def _train(self, stretch: Stretch) -> None:
         """Runs a stretch, promises its reports, and lets whoever looks at this step look."""
         run, schedule = self.run, self.schedule
+        if not self.engine.is_ready("train", stretch):
+            with self.progress.excluded():
+                self.engine.program("train", stretch)
         with jax.transfer_guard("disallow"):
             state, self.totals, self.rows = self.engine.train(run.state, self.totals, stretch)
         self.last = range(run.step + 1, run.step + stretch.count + 1)
@@ -163,6 +166,7 @@ class Loop:
         period = self.cadence.batch_period
         if period and run.batch % period == 0 and schedule.validates_in(run.epoch) and self.val_data is not None:
             self._validate(self.val_data)
+        run.write_checkpoints()
         if schedule.out_of_time():
             run.stop("max_time")
         if self.interrupt.requested:

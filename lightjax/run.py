@@ -137,6 +137,11 @@ class Run:
             callback.on_save_checkpoint(self)
         return self._checkpointer.save(self.step, self._state, metrics=self.metrics, epoch=self.epoch)
 
+    def write_checkpoints(self) -> None:
+        """Begins to write checkpoints that wait for their turn, if that has come."""
+        if self._checkpointer is not None:
+            self._checkpointer.write_due()
+
     def delete_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Deletes a checkpoint once a newer one is complete."""
         if self._checkpointer is not None:

@@ -200,6 +200,7 @@ class Trainer:
             batch=batch,
             epoch_steps=train.batches,
             total_steps=schedule.total_steps(begins_at, train.batches),
+            on_cpu=engine.device.platform == "cpu",
         )
         keeper = next((one for one in self.callbacks if isinstance(one, ModelCheckpoint)), None)
         self.directory = create_run_directory(self.default_root_dir) if keeper is not None or self.loggers else None

@@ -19,8 +19,8 @@ from lightjax import _tree
 from lightjax.data.source import Source
 from lightjax.data.stretch import STACK_BYTES, Stretch
 from lightjax.engine.contract import checked_eval_step, checked_init, checked_predict_step, checked_train_step, strong
-from lightjax.engine.packing import Packing
-from lightjax.engine.program import Steps, Vectors, eval_program, train_program
+from lightjax.engine.packing import Packing, Vectors
+from lightjax.engine.program import Steps, eval_program, train_program
 from lightjax.errors import RecompileError
 
 
@@ -140,6 +140,11 @@ class JitEngine:
             found = self._compile_again(stage, stretch.steps)
         return found.result()
 
+    def is_ready(self, stage: str, stretch: Stretch) -> bool:
+        """Says whether the program of a stretch is compiled."""
+        found = self._traced[stage].programs.get(stretch.steps.signature)
+        return found is not None and found.done()
+
     def train(self, state: Any, totals: Any, stretch: Stretch) -> tuple[Any, Any, Vectors]:
         """Runs a stretch of train steps in one call; does not wait for it.
 
@@ -184,8 +189,7 @@ class JitEngine:
 
     def metric_names(self, stage: str) -> list[str]:
         """Returns the names that a stage ("train" or "eval") reports."""
-        packing = self._traced[stage].packing
-        return list(jax.tree.unflatten(packing.structure, packing.leaves))
+        return list(self._traced[stage].packing.names)
 
     def compiled(self, stage: str) -> int:
         """Returns how many programs of a stage were compiled or are being compiled."""

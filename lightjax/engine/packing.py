@@ -1,73 +1,136 @@
-"""Packing: a pytree of small arrays as one vector a dtype.
+"""Packing: the metrics of a step as one vector a dtype.
 
-A compiled call pays for every array it returns; metrics are dozens of scalars, and travel as one or two vectors.
+A compiled call pays for every array it returns, and a compiled loop for every small operation: dozens of scalars that
+are merged one by one cost more than the step of a small model. Metrics of one kind lie side by side and are merged in
+one go.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from lightjax.metrics import Metric
+
+Vectors = dict[str, jax.Array]
 
 
 @dataclass(frozen=True)
-class Packing:
-    """How the leaves of a tree lie in its vectors.
+class Kind:
+    """Metrics of one class with leaves of the same shapes.
 
     Attributes:
-      structure: the tree.
+      structure: the tree of each metric.
       leaves: shape and dtype of each leaf.
-
-    Example:
-      >>> packing = Packing.of({"loss": jnp.float32(0.5), "count": jnp.int32(3)})
-      >>> vectors = packing.pack({"loss": jnp.float32(0.5), "count": jnp.int32(3)})
-      >>> vectors["float32"], vectors["int32"]
-      (Array([0.5], dtype=float32), Array([3], dtype=int32))
-      >>> packing.unpack(vectors)["count"].item()
-      3
+      names: of the metrics.
     """
 
     structure: Any
     leaves: tuple[jax.ShapeDtypeStruct, ...]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the metrics of a step lie in its vectors.
+
+    Attributes:
+      kinds: the metrics, by kind.
+      names: of the metrics, in the order they were reported.
+
+    Example:
+      >>> import lightjax as lj
+      >>> metrics = {"loss": lj.Mean(jnp.float32(0.5)), "top": lj.Max(jnp.int32(3)), "mae": lj.Mean(jnp.float32(2))}
+      >>> packing = Packing.of(metrics)
+      >>> vectors = packing.pack(metrics)
+      >>> {dtype: vectors[dtype].shape for dtype in sorted(vectors)}
+      {'float32': (8,), 'int32': (1,)}
+      >>> merged = packing.unpack(packing.merge(vectors, vectors))
+      >>> {name: metric.compute().item() for name, metric in merged.items()}
+      {'loss': 0.5, 'top': 3, 'mae': 2.0}
+    """
+
+    kinds: tuple[Kind, ...]
+    names: tuple[str, ...]
 
     @classmethod
-    def of(cls, tree: Any) -> Packing:
-        """Makes the packing of trees of this structure (arrays or their shapes)."""
-        leaves, structure = jax.tree.flatten(tree)
-        return cls(structure, tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves))
+    def of(cls, metrics: Mapping[str, Metric]) -> Packing:
+        """Makes the packing of metrics with these names and leaves (arrays or their shapes)."""
+        kinds: dict[Any, list[str]] = {}
+        for name, metric in metrics.items():
+            leaves, structure = jax.tree.flatten(metric)
+            shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+            kinds.setdefault((structure, shapes), []).append(name)
+        return cls(
+            tuple(
+                Kind(structure, tuple(jax.ShapeDtypeStruct(*shape) for shape in shapes), tuple(names))
+                for (structure, shapes), names in kinds.items()
+            ),
+            tuple(metrics),
+        )
 
     @property
     def lengths(self) -> dict[str, int]:
         """The length of the vector of each dtype."""
         lengths: dict[str, int] = {}
-        for leaf in self.leaves:
-            lengths[str(leaf.dtype)] = lengths.get(str(leaf.dtype), 0) + math.prod(leaf.shape)
+        for kind in self.kinds:
+            for leaf in kind.leaves:
+                dtype = str(leaf.dtype)
+                lengths[dtype] = lengths.get(dtype, 0) + len(kind.names) * math.prod(leaf.shape)
         return lengths
 
-    def zeros(self, *leading: int) -> dict[str, jax.Array]:
+    def zeros(self, *leading: int) -> Vectors:
         """Returns vectors of zeros, with further axes in front."""
         return {dtype: jnp.zeros((*leading, length), dtype) for dtype, length in self.lengths.items()}
 
-    def pack(self, tree: Any) -> dict[str, jax.Array]:
-        """Lays the leaves of a tree end to end, by dtype."""
-        parts: dict[str, list[jax.Array]] = {}
-        for leaf, spec in zip(jax.tree.leaves(tree), self.leaves, strict=True):
-            parts.setdefault(str(spec.dtype), []).append(jnp.reshape(leaf, (-1,)).astype(spec.dtype))
-        return {dtype: jnp.concatenate(leaves) for dtype, leaves in parts.items()}
+    def pack(self, metrics: Mapping[str, Metric]) -> Vectors:
+        """Lays the leaves of metrics side by side."""
+        leaves = {name: jax.tree.leaves(metrics[name]) for name in self.names}
+        return self._join(
+            [
+                [jnp.stack(column) for column in zip(*(leaves[name] for name in kind.names), strict=True)]
+                for kind in self.kinds
+            ]
+        )
 
-    def unpack(self, vectors: dict[str, jax.Array] | dict[str, np.ndarray]) -> Any:
-        """Makes the tree again; leaves are views of the vectors, on the host or on the device as they are."""
+    def merge(self, first: Vectors, second: Vectors) -> Vectors:
+        """Merges packed metrics with later ones."""
+        merged = []
+        for kind, old, new in zip(self.kinds, self._split(first), self._split(second), strict=True):
+            both = [jax.tree.unflatten(kind.structure, stacks) for stacks in (old, new)]
+            merged.append(jax.tree.leaves(jax.vmap(lambda one, other: one.merge(other))(*both)))
+        return self._join(merged)
+
+    def unpack(self, vectors: Mapping[str, Any]) -> dict[str, Metric]:
+        """Makes metrics again; their leaves are on the host or on the device as the vectors are."""
+        metrics = {}
+        for kind, stacks in zip(self.kinds, self._split(vectors), strict=True):
+            for row, name in enumerate(kind.names):
+                metrics[name] = jax.tree.unflatten(kind.structure, [stack[row] for stack in stacks])
+        return {name: metrics[name] for name in self.names}
+
+    def _join(self, kinds: list[list[jax.Array]]) -> Vectors:
+        parts: dict[str, list[jax.Array]] = {}
+        for kind, stacks in zip(self.kinds, kinds, strict=True):
+            for leaf, stack in zip(kind.leaves, stacks, strict=True):
+                parts.setdefault(str(leaf.dtype), []).append(jnp.ravel(stack).astype(leaf.dtype))
+        return {dtype: jnp.concatenate(stacks) for dtype, stacks in parts.items()}
+
+    def _split(self, vectors: Mapping[str, Any]) -> list[list[Any]]:
+        """Cuts vectors into one stack for each leaf of each kind, [names, ...]."""
         starts = dict.fromkeys(vectors, 0)
-        leaves = []
-        for spec in self.leaves:
-            dtype, size = str(spec.dtype), math.prod(spec.shape)
-            start = starts[dtype]
-            leaves.append(
-                vectors[dtype][start] if not spec.shape else vectors[dtype][start : start + size].reshape(spec.shape)
-            )
-            starts[dtype] = start + size
-        return jax.tree.unflatten(self.structure, leaves)
+        kinds = []
+        for kind in self.kinds:
+            stacks = []
+            for leaf in kind.leaves:
+                dtype, shape = str(leaf.dtype), (len(kind.names), *leaf.shape)
+                end = starts[dtype] + math.prod(shape)
+                stacks.append(vectors[dtype][starts[dtype] : end].reshape(shape))
+                starts[dtype] = end
+            kinds.append(stacks)
+        return kinds

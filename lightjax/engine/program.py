@@ -15,9 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from lightjax.data.stretch import Gathered, Stacked
-from lightjax.engine.packing import Packing
+from lightjax.engine.packing import Packing, Vectors
 
-Vectors = dict[str, jax.Array]
 Steps = Stacked | Gathered
 
 
@@ -90,8 +89,7 @@ def eval_program(
 
 def _joined(packing: Packing, gathered: Vectors, metrics: Vectors, begins: jax.Array) -> Vectors:
     """Merges metrics into what was gathered, or begins anew with them."""
-    old, new = packing.unpack(gathered), packing.unpack(metrics)
-    merged = packing.pack({name: old[name].merge(metric) for name, metric in new.items()})
+    merged = packing.merge(gathered, metrics)
     return jax.tree.map(lambda first, both: jnp.where(begins, first, both), metrics, merged)
 
 

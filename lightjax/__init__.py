@@ -9,6 +9,7 @@ from lightjax.errors import (
     DataError,
     LightjaxError,
     MetricError,
+    RecompileError,
     StepError,
 )
 from lightjax.gradient import grad
@@ -45,6 +46,7 @@ __all__ = [
     "MetricError",
     "Min",
     "ModelCheckpoint",
+    "RecompileError",
     "Run",
     "StepError",
     "Sum",

@@ -77,6 +77,12 @@ class _ArrayCursor:
 
     def _gather(self, first: int, count: int, size: int, capacity: int) -> Any:
         rows = self.order[first : first + count * size]
+        if not self.source.loader.shuffle and count == capacity:
+            # Nothing to gather: the stack is a view of the arrays.
+            return jax.tree.map(
+                lambda array: array[first : first + count * size].reshape(count, size, *array.shape[1:]),
+                self.source.arrays,
+            )
 
         def gather(array: np.ndarray) -> np.ndarray:
             stack = np.empty((capacity, size, *array.shape[1:]), array.dtype)

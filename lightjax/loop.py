@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from lightjax.data.source import Source
 from lightjax.data.stretch import Cursor, Stretch
 from lightjax.engine.jit import JitEngine
 from lightjax.interrupt import Interrupt
+from lightjax.metrics import computed
 from lightjax.pace import Pace
 from lightjax.progress import Progress
 from lightjax.reports import totals_report, window_reports
@@ -107,10 +108,10 @@ class Loop:
                 progress.start_epoch(run.epoch, self.train_data.batches)
                 call(self.callbacks, "on_train_epoch_start", run)
                 self._train_epoch(self.train_data.epoch(run.epoch))
-                if self.interrupt.requested:
-                    break
                 if self.val_data is not None and run.validated_at != run.step and schedule.validates_in(run.epoch):
                     self._validate(self.val_data)
+                if self._interrupted():
+                    break
                 call(self.callbacks, "on_train_epoch_end", run)
                 progress.end_epoch(run.epoch, run.step, shown(run.metrics, epoch=True))
                 run.epoch += 1
@@ -129,7 +130,7 @@ class Loop:
                 self.progress.print(str(self.pace))
                 self.engine.compile_ahead("train", self.train_data.specs(self.pace.steps))
         if not self.pace.measuring and self.run.stopped_by is None:
-            with Prefetch(self._stretches(cursor)) as ahead:
+            with Prefetch(self._stretches(cursor), stop=self._interrupted) as ahead:
                 for stretch in ahead:
                     self._train(stretch)
                     if self.run.stopped_by is not None:
@@ -159,9 +160,9 @@ class Loop:
         run.advance(state, stretch.count)
         if windows := window_reports(self.engine, self.rows, self.last, run.epoch, schedule.log_every_n_steps):
             run.history.promise(windows)
-        bound(self.in_flight, self.rows)
+        bound(self.in_flight, (self.rows, stretch.count - 1))
         if self.progress.due():
-            self.progress.update(run.step, run.batch, shown(run.history.latest))
+            self.progress.update(run.step, run.batch, shown(run.history.latest) | self._glance())
         call([one for one in self.callbacks if looks(one, run.step)], "on_train_batch_end", run)
         period = self.cadence.batch_period
         if period and run.batch % period == 0 and schedule.validates_in(run.epoch) and self.val_data is not None:
@@ -169,15 +170,28 @@ class Loop:
         run.write_checkpoints()
         if schedule.out_of_time():
             run.stop("max_time")
-        if self.interrupt.requested:
+        if self._interrupted():
             run.stop("interrupt")
+
+    def _glance(self) -> dict[str, Any]:
+        """Returns the metrics of the newest call that is finished, without waiting: {} where none is."""
+        for rows, last in reversed(self.in_flight):
+            if all(vectors.is_ready() for vectors in rows.values()):
+                newest = {dtype: vectors[last] for dtype, vectors in jax.device_get(rows).items()}
+                return computed(self.engine.unpack("train", newest), "train/")
+        return {}
+
+    def _interrupted(self) -> bool:
+        return self.interrupt.requested
 
     def _validate(self, data: Source) -> None:
         """Evaluates the present state and promises the result."""
         run = self.run
         call(self.callbacks, "on_validation_start", run)
-        found = evaluate(run.state, self.engine, data, run.epoch, "val", self.progress)
+        found = evaluate(run.state, self.engine, data, run.epoch, "val", self.progress, self._interrupted)
         self.progress.end_evaluation({})
+        if found is None:
+            return
         run.history.promise(totals_report(self.engine, "eval", found, run.step, run.epoch, prefix="val/"))
         run.validated_at = run.step
         call(self.callbacks, "on_validation_end", run)
@@ -195,25 +209,37 @@ class Loop:
         run.epochs_reported += 1
 
 
-def evaluate(state: Any, engine: JitEngine, data: Source, epoch: int, stage: str, progress: Progress) -> Any:
+def evaluate(
+    state: Any,
+    engine: JitEngine,
+    data: Source,
+    epoch: int,
+    stage: str,
+    progress: Progress,
+    stop: Callable[[], bool] = lambda: False,
+) -> Any:
     """Evaluates a state on one pass over the data.
 
     Returns:
-      The packed metrics of all batches, on the device; does not wait for them. The caller ends the display.
+      The packed metrics of all batches, on the device; does not wait for them. None if it was stopped. The caller ends
+      the display.
     """
     totals, done = engine.eval_totals(), 0
     capacity = engine.eval_capacity(data)
     engine.compile_ahead("eval", data.specs(capacity))
     in_flight: deque[Any] = deque()
     progress.start_evaluation(stage, data.batches)
-    with Prefetch(stretches(data.epoch(epoch), engine.place_stretch, lambda _: capacity, capacity)) as feed:
-        for stretch in feed:
+    feed = stretches(data.epoch(epoch), engine.place_stretch, lambda _: capacity, capacity)
+    with Prefetch(feed, stop=stop) as ahead:
+        for stretch in ahead:
+            if stop():
+                break
             with jax.transfer_guard("disallow"):
                 totals = engine.evaluate(state, totals, stretch)
             done += stretch.count
             bound(in_flight, totals)
             progress.update_evaluation(done)
-    return totals
+    return None if stop() else totals
 
 
 def call(callbacks: Sequence[Callback], hook: str, run: Run, *arguments: Any) -> None:

@@ -12,11 +12,12 @@ import jax
 
 from lightjax.callbacks import Callback, ModelCheckpoint
 from lightjax.checkpoint import Checkpoint, Checkpointer, Checkpoints
+from lightjax.checks import check_arguments, check_monitored
 from lightjax.compilation_cache import compilation_cache_in
 from lightjax.data.module import loader_of, set_up
 from lightjax.data.source import Source, as_source
 from lightjax.engine.jit import JitEngine
-from lightjax.errors import ConfigurationError, MetricError
+from lightjax.errors import ConfigurationError
 from lightjax.history import History
 from lightjax.loggers import CSVLogger, Logger, LoggerCollection, TensorBoardLogger
 from lightjax.loop import Loop, call, evaluate
@@ -130,7 +131,7 @@ class Trainer:
         self.enable_model_summary = enable_model_summary
         self.default_root_dir = default_root_dir
         self.enable_checkpointing = enable_checkpointing
-        self._check()
+        check_arguments(self)
         if enable_checkpointing and not any(isinstance(one, ModelCheckpoint) for one in self.callbacks):
             self.callbacks.append(ModelCheckpoint())
         self.directory: Path | None = None
@@ -171,55 +172,49 @@ class Trainer:
                 "never end; write lj.Trainer(max_epochs=10) or lj.Trainer(max_steps=1000)."
             )
         train, val = self._fit_data(train_data, val_data, datamodule)
-        engine = self._engine_for(task)
-        batch = train.first()
-        state = engine.create_state(jax.random.key(self.seed), batch) if state is None else engine.adopt_state(state)
-        engine.trace_train(state, batch)
-        if val is not None:
-            engine.trace_eval(state, val.first())
-        self._check_monitored(engine, validates=val is not None)
-        begins_at = int(getattr(state, "step", 0))
-        if self.max_steps is not None and begins_at >= self.max_steps > 0:
-            raise ConfigurationError(
-                f"max_steps={self.max_steps} was asked for, but the given state is at step {begins_at} already; "
-                "max_steps counts all optimizer steps of the state: raise it, or use max_epochs."
-            )
-
-        schedule = Schedule(
-            max_epochs=self.max_epochs,
-            max_steps=self.max_steps,
-            max_time_s=self.max_time_s,
-            log_every_n_steps=self.log_every_n_steps,
-            check_val_every_n_epoch=self.check_val_every_n_epoch,
-            val_check_batches=batches_between(self.val_check_interval, train.batches),
-        )
-        pace = Pace(
-            self.steps_per_call,
-            loops=engine.loops("train"),
-            callbacks=self.callbacks,
-            batch=batch,
-            epoch_steps=train.batches,
-            total_steps=schedule.total_steps(begins_at, train.batches),
-            on_cpu=engine.device.platform == "cpu",
-        )
         keeper = next((one for one in self.callbacks if isinstance(one, ModelCheckpoint)), None)
-        self.directory = create_run_directory(self.default_root_dir) if keeper is not None or self.loggers else None
-        logger = LoggerCollection(self.loggers)
-        checkpointer = Checkpointer(self.directory / "checkpoints") if self.directory and keeper else None
-        progress = make_progress(self.enable_progress_bar)
+        self.directory = None
+        with compilation_cache_in(self._cache_directory(has_files=keeper is not None or bool(self.loggers))):
+            engine = self._engine_for(task)
+            batch = train.first()
+            state = self._initial_state(engine, batch, state)
+            engine.trace_train(state, batch)
+            if val is not None:
+                engine.trace_eval(state, val.first())
+            check_monitored(self.callbacks, engine, validates=val is not None)
+            schedule = self._schedule(train.batches)
+            pace = self._pace(engine, batch, train.batches, schedule.total_steps(_step(state), train.batches))
+            # From here on nothing the user wrote is wrong, as far as one can see without running it.
+            return self._run(engine, state, train, val, schedule, pace, keeper)
+
+    def _run(
+        self,
+        engine: JitEngine,
+        state: Any,
+        train: Source,
+        val: Source | None,
+        schedule: Schedule,
+        pace: Pace,
+        keeper: ModelCheckpoint | None,
+    ) -> FitResult[Any]:
+        """Makes the run directory and all that writes into it, runs the loop, and closes them again."""
         output = Output()
         if self.enable_model_summary:
             output.write_line(str(summarize(state)))
+        if keeper is not None or self.loggers:
+            self.directory = create_run_directory(self.default_root_dir)
+        logger = LoggerCollection(self.loggers)
+        checkpointer = Checkpointer(self.directory / "checkpoints") if self.directory and keeper else None
+        progress = make_progress(self.enable_progress_bar)
         run = Run(self, engine, state, History(logger), logger, checkpointer, self.directory)
         run.validates = val is not None
         try:
-            with compilation_cache_in(self._cache_directory()):
-                # The first program compiles while the loggers start.
-                engine.compile_ahead("train", train.specs(pace.steps)[:1])
-                if self.directory is not None:
-                    logger.start(self.directory)
-                logger.log_hyperparams(self.hyperparameters)
-                stopped_by = Loop(run, engine, train, val, schedule, pace, self.callbacks, progress).fit()
+            # The first program compiles while the loggers start.
+            engine.compile_ahead("train", train.specs(pace.steps)[:1])
+            if self.directory is not None:
+                logger.start(self.directory)
+            logger.log_hyperparams(self.hyperparameters)
+            stopped_by = Loop(run, engine, train, val, schedule, pace, self.callbacks, progress).fit()
         except BaseException as error:
             call(self.callbacks, "on_exception", run, error)
             raise
@@ -240,6 +235,39 @@ class Trainer:
             checkpoint=self._checkpoints,
             stopped_by=stopped_by,
             directory=self.directory,
+        )
+
+    def _initial_state(self, engine: JitEngine, batch: Any, given: Any) -> Any:
+        if given is None:
+            return engine.create_state(jax.random.key(self.seed), batch)
+        state = engine.adopt_state(given)
+        step = _step(state)
+        if self.max_steps is not None and step >= self.max_steps:
+            raise ConfigurationError(
+                f"max_steps={self.max_steps} was asked for, but the given state is at step {step} already; "
+                "max_steps counts all optimizer steps of the state: raise it, or use max_epochs."
+            )
+        return state
+
+    def _schedule(self, epoch_batches: int | None) -> Schedule:
+        return Schedule(
+            max_epochs=self.max_epochs,
+            max_steps=self.max_steps,
+            max_time_s=self.max_time_s,
+            log_every_n_steps=self.log_every_n_steps,
+            check_val_every_n_epoch=self.check_val_every_n_epoch,
+            val_check_batches=batches_between(self.val_check_interval, epoch_batches),
+        )
+
+    def _pace(self, engine: JitEngine, batch: Any, epoch_steps: int | None, total_steps: int | None) -> Pace:
+        return Pace(
+            self.steps_per_call,
+            loops=engine.loops("train"),
+            callbacks=self.callbacks,
+            batch=batch,
+            epoch_steps=epoch_steps,
+            total_steps=total_steps,
+            on_cpu=engine.device.platform == "cpu",
         )
 
     def validate(
@@ -297,7 +325,7 @@ class Trainer:
         if self.directory is not None:
             logger = LoggerCollection(self.loggers)
             scalars = {name: value for name, value in metrics.items() if isinstance(value, float)}
-            logger.log_metrics(int(getattr(state, "step", 0)), scalars)
+            logger.log_metrics(_step(state), scalars)
             logger.finish()
         return metrics
 
@@ -320,10 +348,10 @@ class Trainer:
             return engine.place(Checkpoint.open(state).restore(like))
         return engine.place(state)
 
-    def _cache_directory(self) -> Path | None:
+    def _cache_directory(self, *, has_files: bool) -> Path | None:
         if isinstance(self.compilation_cache, bool):
             root = Path(self.default_root_dir or DEFAULT_ROOT).absolute()
-            return root / "compilation_cache" if self.compilation_cache and self.directory is not None else None
+            return root / "compilation_cache" if self.compilation_cache and has_files else None
         return Path(self.compilation_cache).absolute()
 
     def _engine_for(self, task: TaskLike) -> JitEngine:
@@ -361,61 +389,10 @@ class Trainer:
             raise ConfigurationError(f"No {stage} data was given; pass data or datamodule.")
         return as_source(data, f"{stage} data", self.limits[stage])
 
-    def _check_monitored(self, engine: JitEngine, *, validates: bool) -> None:
-        """Finds monitored names that nobody will report, before anything runs.
 
-        A callback of the user's may report names of its own; then it is found when the name is missed.
-        """
-        if any(not type(one).__module__.startswith("lightjax.") for one in self.callbacks):
-            return
-        train = [f"train/{name}" for name in engine.metric_names("train")]
-        names = [*train, *(f"{name}_epoch" for name in train)]
-        names += [f"val/{name}" for name in engine.metric_names("eval")] if validates else []
-        for callback in self.callbacks:
-            monitor = getattr(callback, "monitor", None)
-            if monitor and not any(monitor == name or monitor.startswith(f"{name}/") for name in names):
-                raise MetricError(
-                    f"{type(callback).__name__} monitors {monitor!r}, which nobody reports; reported are: "
-                    f"{', '.join(names) or 'none'}. Monitor one of these, or return it from the step."
-                )
-
-    def _check(self) -> None:
-        conflicts = [
-            *_below(self, 0, "max_epochs", "max_steps"),
-            *_below(self, 1, "log_every_n_steps", "check_val_every_n_epoch"),
-            *([] if self.steps_per_call == "auto" else _below(self, 1, "steps_per_call")),
-        ]
-        amounts = {f"limit_{stage}_batches": limit for stage, limit in self.limits.items()}
-        for name, amount in (amounts | {"val_check_interval": self.val_check_interval}).items():
-            if amount is None or (isinstance(amount, float) and 0 < amount <= 1):
-                continue
-            if isinstance(amount, float) or amount < 1:
-                conflicts.append(
-                    f"{name}={amount}: give a number of batches from 1 on, or a fraction above 0.0 and up to 1.0"
-                )
-        for callback in self.callbacks:
-            if not isinstance(callback, Callback):
-                conflicts.append(f"callbacks holds {callback!r}, which is no lj.Callback: subclass it")
-        for logger in self.loggers:
-            if not isinstance(logger, Logger):
-                conflicts.append(
-                    f"logger holds {logger!r}, which is no logger: it needs log_metrics, log_hyperparams and finish"
-                )
-        if not self.enable_checkpointing and any(isinstance(one, ModelCheckpoint) for one in self.callbacks):
-            conflicts.append("enable_checkpointing=False, but callbacks holds a ModelCheckpoint: leave one of them out")
-        if conflicts:
-            raise ConfigurationError(
-                "Trainer cannot do what it was asked for:\n" + "\n".join(f"  {one}" for one in conflicts)
-            )
-
-
-def _below(trainer: Trainer, least: int, *names: str) -> list[str]:
-    conflicts = []
-    for name in names:
-        value = getattr(trainer, name)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            conflicts.append(f"{name}={value!r}: give a whole number from {least} on")
-    return conflicts
+def _step(state: Any) -> int:
+    """Returns the optimizer steps a state has done, as far as it counts them."""
+    return int(getattr(state, "step", 0))
 
 
 def _loggers(logger: bool | Logger | Sequence[Logger] | None) -> list[Logger]:

@@ -16,8 +16,8 @@ class ArrayLoader:
     """Batches of a pytree of arrays, in an order that depends on the seed and the epoch alone.
 
     Every pass over the loader is one epoch, and each epoch has its own permutation, so any epoch can be entered at
-    any batch without reading the ones before. The last batch is shorter where the examples do not divide. The arrays are
-    not copied: leave them as they are while they are read.
+    any batch without reading the ones before. The last batch is shorter where the examples do not divide. The arrays
+    are not copied: leave them as they are while they are read.
 
     Attributes:
       arrays: the pytree of numpy arrays that is batched.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, Self, TypeVar
 
 Item = TypeVar("Item")
 
 # One stretch being made, one waiting, while one runs: more only holds memory.
 DEPTH = 2
+POLL_S = 0.1
+LONGEST_JOIN_S = 5.0
 _END: Any = object()
 
 
@@ -23,6 +25,7 @@ class Prefetch(Generic[Item]):
     Args:
       items: the iterator, used by the thread alone from here on.
       depth: items made ahead.
+      stop: asked while waiting for an item; True ends the iteration, however long the item takes.
 
     Example:
       >>> with Prefetch(iter(range(3))) as items:
@@ -30,8 +33,9 @@ class Prefetch(Generic[Item]):
       [0, 1, 2]
     """
 
-    def __init__(self, items: Iterator[Item], depth: int = DEPTH) -> None:
+    def __init__(self, items: Iterator[Item], depth: int = DEPTH, stop: Callable[[], bool] = lambda: False) -> None:
         self._items = items
+        self._stop = stop
         self._ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work, name="lightjax-prefetch", daemon=True)
@@ -42,15 +46,20 @@ class Prefetch(Generic[Item]):
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
-        while not self._ready.empty():
-            self._ready.get_nowait()
-        self._thread.join(timeout=5.0)
+        # A thread that waits for a loader nobody wants any more is left to die with the process.
+        self._thread.join(timeout=0.0 if self._stop() else LONGEST_JOIN_S)
 
     def __iter__(self) -> Iterator[Item]:
         return self
 
     def __next__(self) -> Item:
-        item, error = self._ready.get()
+        while True:
+            try:
+                item, error = self._ready.get(timeout=POLL_S)
+                break
+            except queue.Empty:
+                if self._stop():
+                    raise StopIteration from None
         if error is not None:
             raise error
         if item is _END:
@@ -69,7 +78,7 @@ class Prefetch(Generic[Item]):
     def _hand_over(self, item: Any, error: BaseException | None) -> bool:
         while not self._stopped.is_set():
             try:
-                self._ready.put((item, error), timeout=0.1)
+                self._ready.put((item, error), timeout=POLL_S)
             except queue.Full:
                 continue
             return True

@@ -103,9 +103,7 @@ def test_transfers_in_the_loop_are_explicit(monkeypatch):
 def test_a_second_odd_batch_size_warns_and_names_the_leaf_or_raises_when_strict():
     data = linear_data(24)
     batches = [{name: leaf[:size] for name, leaf in data.items()} for size in (6, 5, 6, 4, 6)]
-    with pytest.warns(
-        UserWarning, match=r"train step is compiled for the 3\. time.*'x' was float32\[6,5\] and became float32\[4,5\]"
-    ):
+    with pytest.warns(UserWarning, match=r"for the 3\. time.*'x' was float32\[6,5\] and became float32\[4,5\]"):
         quiet(max_epochs=1).fit(linear_task(), batches)
     with pytest.raises(lj.RecompileError, match=r"became float32\[4,5\].*drop_last=True.*strict=False"):
         quiet(max_epochs=1, strict=True).fit(linear_task(), batches)

@@ -64,8 +64,11 @@ class EarlyStopping(Callback):
         self.check_finite = check_finite
         self.stopping_threshold = stopping_threshold
         self.divergence_threshold = divergence_threshold
-        self.best = math.inf if mode == "min" else -math.inf
-        self.wait = 0
+        self._forget()
+
+    def on_fit_start(self, run: Run) -> None:
+        """Forgets an earlier run."""
+        self._forget()
 
     def on_validation_end(self, run: Run) -> None:
         """Judges a metric of the evaluation."""
@@ -104,6 +107,10 @@ class EarlyStopping(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a best value."""
         self.best, self.wait = state["best"], state["wait"]
+
+    def _forget(self) -> None:
+        self.best = math.inf if self.mode == "min" else -math.inf
+        self.wait = 0
 
     def _look(self, run: Run) -> None:
         if (value := run.fresh(self.monitor, strict=self.strict, who="EarlyStopping")) is None:

@@ -162,6 +162,13 @@ def test_early_stopping_ends_a_run_and_says_so():
     assert (again.best, again.wait) == (0.5, 0)
 
 
+def test_early_stopping_begins_anew_with_every_run():
+    callback = lj.EarlyStopping("val/loss", patience=2, min_delta=10.0)
+    trainer = quiet(max_epochs=50, callbacks=callback)
+    steps = [int(trainer.fit(linear_task(), loader(), loader(8)).state.step) for _ in range(2)]
+    assert steps[0] == steps[1]
+
+
 class Script(lj.Callback):
     """Reports a scripted score at the end of each epoch, before ModelCheckpoint looks."""
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 
 class Report(NamedTuple):
@@ -33,16 +38,21 @@ class History:
       rows: one dict a step, `{"step", "epoch", name: value...}`.
       latest: the newest value of each name.
       reported_at: the step at which each name was reported last.
+      reports: how many reports there were.
 
     Args:
       sink: gets the scalars of every report.
+      file: keeps the reports for a run that is resumed, one line of JSON each; None for nowhere.
     """
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, file: Path | None = None) -> None:
         self.rows: list[dict[str, Any]] = []
         self.latest: dict[str, Any] = {}
         self.reported_at: dict[str, int] = {}
+        self.reports = 0
         self._sink = sink
+        self._file = file
+        self._unwritten: list[Report] = []
         self._promised: deque[Callable[[], Iterable[Report]]] = deque()
 
     def promise(self, read: Callable[[], Iterable[Report]]) -> None:
@@ -61,12 +71,40 @@ class History:
         self.settle()
         self._add(report)
 
+    def write(self) -> None:
+        """Brings the reports so far to the file."""
+        if self._file is not None and self._unwritten:
+            lines = [
+                json.dumps([step, epoch, {name: np.asarray(value).tolist() for name, value in values.items()}])
+                for step, epoch, values in self._unwritten
+            ]
+            with open(self._file, "a") as file:
+                file.write("\n".join(lines) + "\n")
+        self._unwritten.clear()
+
+    def restore(self, reports: int) -> None:
+        """Takes the first `reports` reports back from the file and forgets those after them; nothing is passed on."""
+        if self._file is None or not self._file.exists():
+            return
+        with open(self._file) as file:
+            lines = list(itertools.islice(file, reports))
+        self._file.write_text("".join(lines))
+        for line in lines:
+            step, epoch, values = json.loads(line)
+            arrays = {name: np.asarray(value) if isinstance(value, list) else value for name, value in values.items()}
+            self._keep(Report(step, epoch, arrays))
+
     def _add(self, report: Report) -> None:
+        self._keep(report)
+        self._unwritten.append(report)
+        scalars = {name: value for name, value in report.values.items() if isinstance(value, float)}
+        self._sink.log_metrics(report.step, {"epoch": report.epoch} | scalars)
+
+    def _keep(self, report: Report) -> None:
         step, epoch, values = report
+        self.reports += 1
         if not (self.rows and self.rows[-1]["step"] == step and self.rows[-1]["epoch"] == epoch):
             self.rows.append({"step": step, "epoch": epoch})
         self.rows[-1].update(values)
         self.latest.update(values)
         self.reported_at.update(dict.fromkeys(values, step))
-        scalars = {name: value for name, value in values.items() if isinstance(value, float)}
-        self._sink.log_metrics(step, {"epoch": epoch} | scalars)

@@ -1,4 +1,4 @@
-"""Interrupt: Ctrl-C ends a run between two calls, never inside one."""
+"""Interrupt: a signal ends a run between two calls, never inside one."""
 
 from __future__ import annotations
 
@@ -7,30 +7,39 @@ import threading
 from types import FrameType
 from typing import Any, Self
 
+# What a scheduler sends before it takes the machine away: SLURM sends SIGTERM, or SIGUSR1 where --signal asks for it.
+REASONS = {signal.SIGINT: "interrupt", signal.SIGTERM: "preempted"}
+if hasattr(signal, "SIGUSR1"):  # not on Windows
+    REASONS[signal.SIGUSR1] = "preempted"
+
 
 class Interrupt:
-    """While entered, the first Ctrl-C is remembered and the second raises `KeyboardInterrupt` at once.
+    """While entered, the first Ctrl-C, SIGTERM or SIGUSR1 is remembered, and the second raises `KeyboardInterrupt`.
 
     Outside of the main thread, where Python allows no signal handlers, it does nothing.
 
     Attributes:
-      requested: whether Ctrl-C was pressed.
+      reason: "interrupt" or "preempted" once a signal has come, else None.
     """
 
     def __init__(self) -> None:
-        self.requested = False
-        self._previous: Any = None
+        self.reason: str | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def requested(self) -> bool:
+        """Says whether a signal has come."""
+        return self.reason is not None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._handle)
+            self._previous = {number: signal.signal(number, self._handle) for number in REASONS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
-    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
-        if self.requested:
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.requested():
             raise KeyboardInterrupt
-        self.requested = True
+        self.reason = REASONS[signal.Signals(number)]

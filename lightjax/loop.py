@@ -73,12 +73,10 @@ class Loop:
         self.interrupt = Interrupt()
         batch_period = None if val_data is None else schedule.val_check_batches
         self.cadence = Cadence.of(callbacks, schedule.max_steps, batch_period)
-        self.totals = engine.train_totals()
         self.rows: Any = None
-        self.last = range(0)
         self.in_flight: deque[Any] = deque()
 
-    def fit(self) -> str:
+    def fit(self, resumed: Mapping[str, Any] | None = None) -> str:
         """Trains until a limit is reached or somebody stops the run.
 
         on_fit_start
@@ -89,6 +87,9 @@ class Loop:
             on_validation_start, evaluate, on_validation_end
             on_train_epoch_end
         on_fit_end
+
+        Args:
+          resumed: what is kept beside the checkpoint that the run goes on from; None for a new run.
 
         Returns:
           Why it ended.
@@ -103,22 +104,27 @@ class Loop:
         limit = schedule.end(run)
         with self.interrupt:
             call(self.callbacks, "on_fit_start", run)
+            if resumed is not None:
+                run.restore_callbacks(resumed)
             while run.stopped_by is None and limit is None:
-                run.batch = 0
                 progress.start_epoch(run.epoch, self.train_data.batches)
                 call(self.callbacks, "on_train_epoch_start", run)
-                self._train_epoch(self.train_data.epoch(run.epoch))
+                if run.batch:
+                    self._validate_within_epoch()
+                self._train_epoch(self.train_data.epoch(run.epoch, run.batch))
                 if self.val_data is not None and run.validated_at != run.step and schedule.validates_in(run.epoch):
                     self._validate(self.val_data)
-                if self._interrupted():
+                if self.interrupt.requested():
+                    run.stop(self.interrupt.reason or "interrupt")
                     break
+                run.epoch_ended = True
                 call(self.callbacks, "on_train_epoch_end", run)
                 progress.end_epoch(run.epoch, run.step, shown(run.metrics, epoch=True))
-                run.epoch += 1
+                run.next_epoch()
                 limit = schedule.end(run)
             call(self.callbacks, "on_fit_end", run)
             run.history.settle()
-        return run.stopped_by or limit or "interrupt"
+        return run.stopped_by or limit or "max_epochs"
 
     def _train_epoch(self, cursor: Cursor) -> None:
         """Runs the stretches of an epoch, one by one while they are timed, then made ahead in a thread."""
@@ -126,16 +132,20 @@ class Loop:
         while self.pace.measuring and self.run.stopped_by is None and (stretch := next(feed, None)) is not None:
             begun_s = time.perf_counter()
             self._train(stretch)
-            if self.pace.observe(begun_s, self.rows, self.run.step, self.engine.compile_s):
+            # What else is being compiled takes the processor from the steps: their times would mean nothing.
+            if not self.engine.compiling() and self.pace.observe(
+                begun_s, self.rows, self.run.step, self.engine.compile_s
+            ):
                 self.progress.print(str(self.pace))
                 self.engine.compile_ahead("train", self.train_data.specs(self.pace.steps))
         if not self.pace.measuring and self.run.stopped_by is None:
-            with Prefetch(self._stretches(cursor), stop=self._interrupted) as ahead:
+            with Prefetch(self._stretches(cursor), stop=self.interrupt.requested) as ahead:
                 for stretch in ahead:
                     self._train(stretch)
                     if self.run.stopped_by is not None:
                         break
-        if self.run.batch:
+        # An epoch that a signal cut short goes on in another process, and reports its means there.
+        if self.run.batch and not self.interrupt.requested():
             self._promise_epoch()
 
     def _stretches(self, cursor: Cursor) -> Iterator[Stretch]:
@@ -155,23 +165,28 @@ class Loop:
             with self.progress.excluded():
                 self.engine.program("train", stretch)
         with jax.transfer_guard("disallow"):
-            state, self.totals, self.rows = self.engine.train(run.state, self.totals, stretch)
-        self.last = range(run.step + 1, run.step + stretch.count + 1)
+            state, run.totals, self.rows = self.engine.train(run.state, run.totals, stretch)
+        steps = range(run.step + 1, run.step + stretch.count + 1)
         run.advance(state, stretch.count)
-        if windows := window_reports(self.engine, self.rows, self.last, run.epoch, schedule.log_every_n_steps):
+        if windows := window_reports(self.engine, self.rows, steps, run.epoch, schedule.log_every_n_steps):
             run.history.promise(windows)
         bound(self.in_flight, (self.rows, stretch.count - 1))
         if self.progress.due():
             self.progress.update(run.step, run.batch, shown(run.history.latest) | self._glance())
         call([one for one in self.callbacks if looks(one, run.step)], "on_train_batch_end", run)
-        period = self.cadence.batch_period
-        if period and run.batch % period == 0 and schedule.validates_in(run.epoch) and self.val_data is not None:
-            self._validate(self.val_data)
+        self._validate_within_epoch()
         run.write_checkpoints()
         if schedule.out_of_time():
             run.stop("max_time")
-        if self._interrupted():
-            run.stop("interrupt")
+        if self.interrupt.reason is not None:
+            run.stop(self.interrupt.reason)
+
+    def _validate_within_epoch(self) -> None:
+        """Evaluates where `val_check_interval` asks for it, unless that was done."""
+        run, period = self.run, self.cadence.batch_period
+        due = period and run.batch % period == 0 and self.schedule.validates_in(run.epoch)
+        if due and self.val_data is not None and run.validated_at != run.step:
+            self._validate(self.val_data)
 
     def _glance(self) -> dict[str, Any]:
         """Returns the metrics of the newest call that is finished, without waiting: {} where none is."""
@@ -181,14 +196,11 @@ class Loop:
                 return computed(self.engine.unpack("train", newest), "train/")
         return {}
 
-    def _interrupted(self) -> bool:
-        return self.interrupt.requested
-
     def _validate(self, data: Source) -> None:
         """Evaluates the present state and promises the result."""
         run = self.run
         call(self.callbacks, "on_validation_start", run)
-        found = evaluate(run.state, self.engine, data, run.epoch, "val", self.progress, self._interrupted)
+        found = evaluate(run.state, self.engine, data, run.epoch, "val", self.progress, self.interrupt.requested)
         self.progress.end_evaluation({})
         if found is None:
             return
@@ -198,14 +210,11 @@ class Loop:
 
     def _promise_epoch(self) -> None:
         """Promises the last window of an epoch and the means of the whole epoch."""
-        run, every = self.run, self.schedule.log_every_n_steps
-        tail = window_reports(self.engine, self.rows, self.last, run.epoch, every, ends_epoch=True)
-        if tail is not None and run.step % every:
-            run.history.promise(tail)
-        epoch = self.totals[1]
-        run.history.promise(
-            totals_report(self.engine, "train", epoch, run.step, run.epoch, prefix="train/", suffix="_epoch")
-        )
+        run, (window, epoch) = self.run, self.run.totals
+        place = (run.step, run.epoch)
+        if run.step % self.schedule.log_every_n_steps:
+            run.history.promise(totals_report(self.engine, "train", window, *place, prefix="train/"))
+        run.history.promise(totals_report(self.engine, "train", epoch, *place, prefix="train/", suffix="_epoch"))
         run.epochs_reported += 1
 
 

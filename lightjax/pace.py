@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -107,7 +106,7 @@ class Pace:
         if len(self._times_s) < WARM_UP_STEPS + MEASURED_STEPS:
             return False
         self.measuring = False
-        step_s = statistics.median(self._times_s[WARM_UP_STEPS:])
+        step_s = min(self._times_s[WARM_UP_STEPS:])
         left = None if self._total_steps is None else max(0, self._total_steps - steps_done)
         took = f"{step_s * 1e3:.3g} ms a step"
         dispatch_bound = step_s < CALL_S

@@ -13,7 +13,7 @@ from lightjax.metrics import computed
 
 
 def window_reports(
-    engine: JitEngine, rows: Any, steps: range, epoch: int, every: int, *, ends_epoch: bool = False
+    engine: JitEngine, rows: Any, steps: range, epoch: int, every: int
 ) -> Callable[[], Iterator[Report]] | None:
     """Picks the steps of a stretch that end a window.
 
@@ -23,14 +23,11 @@ def window_reports(
       steps: the steps of the stretch, by how many are done after each.
       epoch: the epoch.
       every: the length of a window.
-      ends_epoch: whether the last step ends a window because it ends the epoch.
 
     Returns:
       A function that waits for the device and reads the reports, or None where no window ends.
     """
     picked = [row for row, step in enumerate(steps) if step % every == 0]
-    if ends_epoch and steps[-1] % every:
-        picked.append(len(steps) - 1)
     if not picked:
         return None
 

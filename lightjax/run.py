@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from lightjax.trainer import Trainer
 
 
+# A run that ended for one of these reasons goes on when it is resumed; one that a callback ended stays ended.
+GOES_ON_AFTER = (None, "interrupt", "preempted", "max_time")
+
+
 class Run:
     """What is going on: the state, where it is, what was reported, and ways to step in.
 
@@ -28,6 +33,8 @@ class Run:
       step: optimizer steps done.
       epoch: the epoch, counted from 0.
       batch: batches of this epoch done.
+      epoch_ended: whether the epoch's training and evaluation are over.
+      totals: packed metrics since the last window and since the epoch began, on the device.
       history: the rows reported so far.
       logger: where metrics go.
       directory: the run's directory; None for a run without files.
@@ -51,6 +58,8 @@ class Run:
         self.step = int(getattr(state, "step", 0))
         self.epoch = 0
         self.batch = 0
+        self.epoch_ended = False
+        self.totals: Any = None
         self.stopped_by: str | None = None
         self.validates = False
         self.validated_at: int | None = None
@@ -89,6 +98,10 @@ class Run:
         self._state = state
         self.step += steps
         self.batch += steps
+
+    def next_epoch(self) -> None:
+        """Moves on to the beginning of the next epoch (called by the loop)."""
+        self.epoch, self.batch, self.epoch_ended = self.epoch + 1, 0, False
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Reports numbers of one's own for this step: Python numbers or scalar arrays."""
@@ -135,7 +148,61 @@ class Run:
             return None
         for callback in self.trainer.callbacks:
             callback.on_save_checkpoint(self)
-        return self._checkpointer.save(self.step, self._state, metrics=self.metrics, epoch=self.epoch)
+        metrics = self.metrics
+        window, epoch = self.totals
+        return self._checkpointer.save(
+            self.step,
+            self._state,
+            metrics=metrics,
+            items={"totals": {"window": window, "epoch": epoch}},
+            about={
+                "position": {
+                    "epoch": self.epoch + self.epoch_ended,
+                    "batch": 0 if self.epoch_ended else self.batch,
+                    "validated_at": self.validated_at,
+                    "epochs_reported": self.epochs_reported,
+                    "reports": self.history.reports,
+                    "stopped_by": self.stopped_by,
+                },
+                "reported": self._engine.metric_names("train"),
+                "callbacks": [[type(one).__name__, one.state_dict()] for one in self.trainer.callbacks],
+                "arguments": self.trainer.described,
+            },
+        )
+
+    def resume(self, checkpoint: Checkpoint, about: Mapping[str, Any]) -> None:
+        """Takes back where a run was; its state has been restored already.
+
+        Args:
+          checkpoint: of that run.
+          about: what is kept beside it.
+        """
+        position = about["position"]
+        self.step = checkpoint.step
+        self.epoch, self.batch = position["epoch"], position["batch"]
+        self.validated_at = position["validated_at"]
+        self.epochs_reported = position["epochs_reported"]
+        if position["stopped_by"] not in GOES_ON_AFTER:
+            self.stopped_by = position["stopped_by"]
+        self.history.restore(position["reports"])
+        if about["reported"] == self._engine.metric_names("train"):
+            window, epoch = self._engine.train_totals()
+            totals = checkpoint.restore_item("totals", {"window": window, "epoch": epoch})
+            self.totals = (totals["window"], totals["epoch"])
+
+    def restore_callbacks(self, about: Mapping[str, Any]) -> None:
+        """Gives callbacks back what they kept: to each the next state of its class."""
+        kept: dict[str, list[Any]] = {}
+        for name, state in about["callbacks"]:
+            kept.setdefault(name, []).append(state)
+        for callback in self.trainer.callbacks:
+            if states := kept.get(type(callback).__name__):
+                callback.load_state_dict(states.pop(0))
+
+    def checkpoint_of(self, step: int | None) -> Checkpoint | None:
+        """Returns the checkpoint of a step of this run; None where there is none that is whole."""
+        found = None if self._checkpointer is None or step is None else self._checkpointer.open(step)
+        return None if found is None else dataclasses.replace(found, like=_tree.abstract(self._state))
 
     def write_checkpoints(self) -> None:
         """Begins to write checkpoints that wait for their turn, if that has come."""

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import jax
 
 from lightjax.callbacks import Callback, ModelCheckpoint
-from lightjax.checkpoint import Checkpoint, Checkpointer, Checkpoints
+from lightjax.checkpoint import Checkpoint, Checkpointer, Checkpoints, find
+from lightjax.checkpoint.catalog import FOLDER
 from lightjax.checks import check_arguments, check_monitored
 from lightjax.compilation_cache import compilation_cache_in
 from lightjax.data.module import loader_of, set_up
@@ -60,6 +61,8 @@ class Trainer:
       enable_checkpointing: save the last and the best state.
       enable_model_summary: print a table of the parameters before training.
       default_root_dir: where run directories are made; "lightjax_logs" when None.
+      resume: "auto" goes on from the newest whole checkpoint of the newest run under `default_root_dir` (and begins a
+        new run where there is none); the directory of a checkpoint or of a run goes on from there; None begins anew.
       compilation_cache: keep compiled programs for the next start: True beside the run directories (for runs that have
         one), a directory, or False.
       strict: raise where a step would have to be compiled again, instead of warning.
@@ -103,6 +106,7 @@ class Trainer:
         enable_checkpointing: bool = True,
         enable_model_summary: bool = True,
         default_root_dir: str | os.PathLike[str] | None = None,
+        resume: str | os.PathLike[str] | None = None,
         compilation_cache: bool | str | os.PathLike[str] = True,
         strict: bool = False,
     ) -> None:
@@ -115,9 +119,12 @@ class Trainer:
         self.val_check_interval = val_check_interval
         self.compilation_cache = compilation_cache
         self.strict = strict
+        self.resume = resume
         self.seed = seed
         self.steps_per_call: int | Literal["auto"] = steps_per_call
         self.callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
+        # What is saved has to hold what the others decided at the same look.
+        self.callbacks.sort(key=lambda one: isinstance(one, ModelCheckpoint))
         self.loggers = _loggers(logger)
         self.log_every_n_steps = log_every_n_steps
         self.check_val_every_n_epoch = check_val_every_n_epoch
@@ -139,6 +146,14 @@ class Trainer:
         self._state: Any = None
         self._engine: JitEngine | None = None
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """The arguments, as JSON: what is no number, string or truth value by its repr."""
+        plain = bool | int | float | str | None
+        return {
+            name: value if isinstance(value, plain) else repr(value) for name, value in self.hyperparameters.items()
+        }
+
     def fit(
         self,
         task: TaskLike,
@@ -147,8 +162,12 @@ class Trainer:
         *,
         datamodule: Any = None,
         state: Any = None,
+        resume: str | os.PathLike[str] | None = None,
     ) -> FitResult[Any]:
         """Trains.
+
+        A resumed run goes on in the directory of its checkpoint, from the batch after the last one that was trained on,
+        and ends bit for bit where the run would have ended without the interruption.
 
         Args:
           task: a `Task`, or any object with its methods.
@@ -156,6 +175,7 @@ class Trainer:
           val_data: the same, evaluated at the end of epochs.
           datamodule: an object that makes the loaders, instead of `train_data` and `val_data`.
           state: the state to start from, copied; made by the task's `init` when None.
+          resume: as for the trainer, for this call.
 
         Returns:
           The last state, metrics, history and checkpoints.
@@ -165,6 +185,7 @@ class Trainer:
           StepError: a step function breaks its contract.
           MetricError: a reported value is no metric, or a callback monitors a name that nobody reports.
           DataError: a loader gives no batches, or batches of different shapes.
+          CheckpointError: the checkpoint to resume from is not there, damaged, or of another task.
         """
         if self.max_epochs is None and self.max_steps is None and self.max_time_s is None:
             raise ConfigurationError(
@@ -174,10 +195,11 @@ class Trainer:
         train, val = self._fit_data(train_data, val_data, datamodule)
         keeper = next((one for one in self.callbacks if isinstance(one, ModelCheckpoint)), None)
         self.directory = None
+        checkpoint = self._checkpoint_to_resume(self.resume if resume is None else resume, given=state)
         with compilation_cache_in(self._cache_directory(has_files=keeper is not None or bool(self.loggers))):
             engine = self._engine_for(task)
             batch = train.first()
-            state = self._initial_state(engine, batch, state)
+            state = self._initial_state(engine, batch, state if checkpoint is None else checkpoint)
             engine.trace_train(state, batch)
             if val is not None:
                 engine.trace_eval(state, val.first())
@@ -185,7 +207,7 @@ class Trainer:
             schedule = self._schedule(train.batches)
             pace = self._pace(engine, batch, train.batches, schedule.total_steps(_step(state), train.batches))
             # From here on nothing the user wrote is wrong, as far as one can see without running it.
-            return self._run(engine, state, train, val, schedule, pace, keeper)
+            return self._run(engine, state, train, val, schedule, pace, keeper, checkpoint)
 
     def _run(
         self,
@@ -196,25 +218,43 @@ class Trainer:
         schedule: Schedule,
         pace: Pace,
         keeper: ModelCheckpoint | None,
+        checkpoint: Checkpoint | None,
     ) -> FitResult[Any]:
         """Makes the run directory and all that writes into it, runs the loop, and closes them again."""
         output = Output()
         if self.enable_model_summary:
             output.write_line(str(summarize(state)))
         if keeper is not None or self.loggers:
-            self.directory = create_run_directory(self.default_root_dir)
+            if checkpoint is not None and checkpoint.path.parent.name == FOLDER:
+                self.directory = checkpoint.path.parents[1]
+            else:
+                self.directory = create_run_directory(self.default_root_dir)
         logger = LoggerCollection(self.loggers)
-        checkpointer = Checkpointer(self.directory / "checkpoints") if self.directory and keeper else None
+        history = History(logger, self.directory / "history.jsonl" if self.directory and keeper else None)
+
+        def before_write() -> None:
+            history.write()
+            logger.flush()
+
+        checkpointer = Checkpointer(self.directory / FOLDER, before_write) if self.directory and keeper else None
         progress = make_progress(self.enable_progress_bar)
-        run = Run(self, engine, state, History(logger), logger, checkpointer, self.directory)
+        run = Run(self, engine, state, history, logger, checkpointer, self.directory)
         run.validates = val is not None
+        run.totals = engine.train_totals()
+        about = None
+        if checkpoint is not None:
+            about = checkpoint.about()
+            run.resume(checkpoint, about)
+            output.write_line(
+                f"resumed from {checkpoint.path} at step {run.step}, batch {run.batch} of epoch {run.epoch}"
+            )
         try:
             # The first program compiles while the loggers start.
             engine.compile_ahead("train", train.specs(pace.steps)[:1])
             if self.directory is not None:
                 logger.start(self.directory)
             logger.log_hyperparams(self.hyperparameters)
-            stopped_by = Loop(run, engine, train, val, schedule, pace, self.callbacks, progress).fit()
+            stopped_by = Loop(run, engine, train, val, schedule, pace, self.callbacks, progress).fit(about)
         except BaseException as error:
             call(self.callbacks, "on_exception", run, error)
             raise
@@ -238,8 +278,11 @@ class Trainer:
         )
 
     def _initial_state(self, engine: JitEngine, batch: Any, given: Any) -> Any:
+        key = jax.random.key(self.seed)
         if given is None:
-            return engine.create_state(jax.random.key(self.seed), batch)
+            return engine.create_state(key, batch)
+        if isinstance(given, Checkpoint):
+            return engine.adopt_state(given.restore(engine.abstract_state(key, batch)))
         state = engine.adopt_state(given)
         step = _step(state)
         if self.max_steps is not None and step >= self.max_steps:
@@ -248,6 +291,17 @@ class Trainer:
                 "max_steps counts all optimizer steps of the state: raise it, or use max_epochs."
             )
         return state
+
+    def _checkpoint_to_resume(self, resume: str | os.PathLike[str] | None, *, given: Any) -> Checkpoint | None:
+        if resume is None:
+            return None
+        if given is not None:
+            raise ConfigurationError("fit got both state and resume; a resumed run has its state in the checkpoint.")
+        root = Path(self.default_root_dir or DEFAULT_ROOT).absolute()
+        found = find(resume, root)
+        if found is None:
+            Output().write_line(f"resume='auto': no run to resume under {root}, so a new one begins")
+        return found
 
     def _schedule(self, epoch_batches: int | None) -> Schedule:
         return Schedule(
@@ -344,7 +398,7 @@ class Trainer:
         if isinstance(state, Checkpoint):
             return engine.place(state.restore())
         if isinstance(state, str | os.PathLike):
-            like = jax.eval_shape(self._engine_for(engine.task).task.init, jax.random.key(self.seed), source.first())
+            like = engine.abstract_state(jax.random.key(self.seed), source.first())
             return engine.place(Checkpoint.open(state).restore(like))
         return engine.place(state)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightjax.callbacks.callback import Callback
 from lightjax.checkpoint import Checkpoint, Checkpoints
@@ -64,6 +64,7 @@ class ModelCheckpoint(Callback):
     def on_fit_start(self, run: Run) -> None:
         """Forgets the checkpoints of an earlier run."""
         self._ranked, self.last = [], None
+        self._run = run
 
     def on_train_batch_end(self, run: Run) -> None:
         """Saves a step between the ends of epochs."""
@@ -95,6 +96,21 @@ class ModelCheckpoint(Callback):
         kept = {checkpoint.step, *(ranked.step for _, ranked in self._ranked)}
         for old in {old.step: old for old in unwanted if old.step not in kept}.values():
             run.delete_checkpoint(old)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the ranking and the last step, by their steps."""
+        return {
+            "ranked": [[score, checkpoint.step] for score, checkpoint in self._ranked],
+            "last": None if self.last is None else self.last.step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the ranking back, as far as its checkpoints are still there and whole."""
+        found = {
+            step: self._run.checkpoint_of(step) for step in {step for _, step in state["ranked"]} | {state["last"]}
+        }
+        self._ranked = [(score, checkpoint) for score, step in state["ranked"] if (checkpoint := found[step])]
+        self.last = found[state["last"]]
 
     def _score(self, run: Run) -> float | None:
         """Returns the rank of this step, smaller is better; None where the metric is not of this step."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightjax.checkpoint.checksums import damage
 from lightjax.checkpoint.storage import Storage, read_about
 from lightjax.errors import CheckpointError
 
@@ -37,6 +38,10 @@ class Checkpoint(os.PathLike[str]):
         about = read_about(Path(path))
         return cls(Path(path).absolute(), about["step"], about["metrics"])
 
+    def damage(self) -> str | None:
+        """Says what is wrong with it, naming the file; None for a checkpoint that is whole. Reads every byte."""
+        return damage(self.path)
+
     def restore(self, like: Any = None) -> Any:
         """Reads the state; waits for the disk.
 
@@ -45,7 +50,8 @@ class Checkpoint(os.PathLike[str]):
             a checkpoint opened by its path.
 
         Raises:
-          CheckpointError: no structure is known, or the checkpoint does not fit it; every leaf that differs is listed.
+          CheckpointError: no structure is known, the checkpoint is damaged (the file is named), or it does not fit;
+            every leaf that differs is listed.
         """
         like = self.like if like is None else like
         if like is None:
@@ -54,6 +60,22 @@ class Checkpoint(os.PathLike[str]):
                 "pass a state of the same structure: checkpoint.restore(like=state)."
             )
         return restore(self.path, like)
+
+    def restore_item(self, item: str, like: Any) -> Any:
+        """Reads another item than the state.
+
+        Raises:
+          CheckpointError: as for `restore`.
+        """
+        storage = Storage()
+        try:
+            return storage.read(self.path, item, like)
+        finally:
+            storage.close()
+
+    def about(self) -> dict[str, Any]:
+        """Reads what is kept beside the arrays: position, callbacks' state, versions, arguments."""
+        return read_about(self.path)
 
     def __fspath__(self) -> str:
         """Returns the directory."""
@@ -84,10 +106,11 @@ def restore(path: str | os.PathLike[str], like: Any) -> Any:
       The saved state.
 
     Raises:
-      CheckpointError: there is no checkpoint at `path`, or it does not fit; every leaf that differs is listed.
+      CheckpointError: there is no checkpoint at `path`, it is damaged (the file is named), or it does not fit; every
+        leaf that differs is listed.
     """
     storage = Storage()
     try:
-        return storage.read(Path(path).absolute(), like)
+        return storage.read(Path(path).absolute(), "state", like)
     finally:
         storage.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from lightjax import _tree
 from lightjax.checkpoint.checkpoint import Checkpoint
+from lightjax.checkpoint.checksums import damage
 from lightjax.checkpoint.storage import Storage
 
 # A save takes orbax 30 to 75 ms of host time however small the state is, more than a whole epoch of a small model.
@@ -24,7 +25,7 @@ HELD_BYTES = 64 * 2**20
 
 class _Held(NamedTuple):
     checkpoint: Checkpoint
-    state: Any
+    items: dict[str, Any]
     about: dict[str, Any]
 
 
@@ -37,6 +38,7 @@ class Checkpointer:
 
     Args:
       directory: where the checkpoints go, one directory a step; made when the first one is written.
+      before_write: called before a checkpoint is written, to bring to disk what it relies on.
 
     Example:
       >>> import tempfile
@@ -48,7 +50,8 @@ class Checkpointer:
       [1.0, 1.0]
     """
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(self, directory: str | os.PathLike[str], before_write: Callable[[], None] = lambda: None) -> None:
+        self._before_write = before_write
         self.directory = Path(directory).absolute()
         self._storage: Storage | None = None
         self._newest: Checkpoint | None = None
@@ -56,14 +59,23 @@ class Checkpointer:
         self._unwanted: list[Checkpoint] = []
         self._written_s = float("-inf")
 
-    def save(self, step: int, state: Any, *, metrics: Mapping[str, float], epoch: int = 0) -> Checkpoint:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        *,
+        metrics: Mapping[str, float],
+        items: Mapping[str, Any] | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> Checkpoint:
         """Begins to save a state; waits at most for its copy to the host, and for the write before this one.
 
         Args:
           step: optimizer steps done; a step already saved by this checkpointer is not saved again.
           state: pytree of arrays; may be donated as soon as this returns.
           metrics: the latest metrics.
-          epoch: the epoch it is in.
+          items: further pytrees of arrays by name; left alone until they are written.
+          about: further JSON to keep.
 
         Returns:
           The checkpoint, on disk after `wait`.
@@ -74,15 +86,23 @@ class Checkpointer:
         if self._newest is not None and self._newest.step == step:
             return self._newest
         numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
-        about = {"step": step, "epoch": epoch, "metrics": numbers, "versions": {"jax": jax.__version__}}
+        described = {"step": step, "metrics": numbers, "versions": {"jax": jax.__version__}} | dict(about or {})
         path = self.directory / f"step_{step}"
         self._newest = Checkpoint(path, step, numbers, like=_tree.abstract(state))
-        held = _Held(self._newest, state, about)
-        if self._due() or _bytes(state) > HELD_BYTES:
-            self._write(held)
+        waits = not self._due() and _bytes(state) <= HELD_BYTES
+        held = _Held(self._newest, dict(items or {}) | {"state": _copy(state) if waits else state}, described)
+        if waits:
+            self._held[step] = held
         else:
-            self._held[step] = held._replace(state=_copy(state))
+            self._write(held)
         return self._newest
+
+    def open(self, step: int) -> Checkpoint | None:
+        """Returns the checkpoint of a step that is on disk; None where there is none that is whole."""
+        path = self.directory / f"step_{step}"
+        if not path.is_dir() or damage(path) is not None:
+            return None
+        return Checkpoint.open(path)
 
     def write_due(self) -> None:
         """Begins to write what waits for its turn, if that has come; otherwise costs a microsecond.
@@ -127,7 +147,8 @@ class Checkpointer:
         self._settle()
         if self._storage is None:
             self._storage = Storage()
-        self._storage.write(held.checkpoint.path, held.state, held.about)
+        self._before_write()
+        self._storage.write(held.checkpoint.path, held.items, held.about)
         self._written_s = time.monotonic()
 
     def _settle(self) -> None:

@@ -1,7 +1,7 @@
 """Storage: a state and its description as one directory, written and read by orbax.
 
-The only file that names orbax. A checkpoint holds arrays and JSON, never pickles, and appears under its name only when
-it is complete.
+The only file that names orbax. A checkpoint holds arrays and JSON, never pickles, with a checksum of every file, and
+appears under its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ import jax
 import numpy as np
 
 from lightjax import _tree
+from lightjax.checkpoint.checksums import damage, write_checksums
 from lightjax.errors import CheckpointError
 
 
 class Storage:
     """Writes checkpoints in the background, one at a time.
 
-    The directory of a checkpoint has two items: `state`, an orbax pytree of nested dicts named like the leaves, and
-    `about`, a JSON file with what describes it, among it the shape and dtype of every leaf.
+    The directory of a checkpoint has an orbax pytree of nested dicts for each item, named like the leaves (`state`, and
+    what else there is), `about`, a JSON file with what describes it, among it the shape and dtype of every leaf of the
+    state, and `checksums.json`.
     """
 
     def __init__(self) -> None:
@@ -29,26 +31,30 @@ class Storage:
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
-        self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._path: Path | None = None
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(),
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._complete),
+        )
 
-    def write(self, path: Path, state: Any, about: dict[str, Any]) -> None:
+    def write(self, path: Path, items: dict[str, Any], about: dict[str, Any]) -> None:
         """Begins to write; waits for the copy to the host and for the write before this one.
 
         Args:
           path: the directory to appear, absolute.
-          state: pytree of arrays.
-          about: JSON to keep beside it.
+          items: pytrees of arrays by name; one of them is "state".
+          about: JSON to keep beside them.
 
         Raises:
           CheckpointError: this or the previous write failed.
         """
-        leaves = _tree.named_leaves(state)
-        about = about | {"leaves": {name: _tree.describe(leaf) for name, leaf in leaves.items()}}
+        about = about | {"leaves": _kinds(items["state"])}
         args = self._ocp.args
+        trees = {name: args.PyTreeSave(_nested(tree)) for name, tree in items.items() if _nested(tree)}
+        self.wait()
+        self._path = path
         try:
-            self._checkpointer.save(
-                path, args=args.Composite(state=args.PyTreeSave(_nested(state)), about=args.JsonSave(about)), force=True
-            )
+            self._checkpointer.save(path, args=args.Composite(**trees, about=args.JsonSave(about)), force=True)
         except Exception as error:
             raise CheckpointError(f"The checkpoint {path} could not be written: {error}") from error
 
@@ -61,7 +67,7 @@ class Storage:
         try:
             self._checkpointer.wait_until_finished()
         except Exception as error:
-            raise CheckpointError(f"A checkpoint could not be written: {error}") from error
+            raise CheckpointError(f"The checkpoint {self._path} could not be written: {error}") from error
 
     def close(self) -> None:
         """Waits, and ends the background thread."""
@@ -70,63 +76,55 @@ class Storage:
         finally:
             self._checkpointer.close()
 
-    def read(self, path: Path, like: Any) -> Any:
-        """Reads a state back.
+    def read(self, path: Path, item: str, like: Any) -> Any:
+        """Reads an item back, after checking that it is as it was written.
 
         Args:
           path: the directory of the checkpoint.
-          like: a state of the same structure: arrays, or shapes with shardings.
+          item: its name.
+          like: a tree of the same structure: arrays, or shapes with shardings.
 
         Returns:
-          The state, with the structure and placement of `like`.
+          The tree, with the structure and placement of `like`.
 
         Raises:
-          CheckpointError: there is no checkpoint, or it does not fit; every leaf that differs is listed.
+          CheckpointError: the checkpoint is incomplete or damaged (the file is named), or it does not fit; every leaf
+            that differs is listed.
         """
-        saved = read_about(path)["leaves"]
-        wanted = {name: _tree.describe(leaf) for name, leaf in _tree.named_leaves(like).items()}
-        differences = [
-            *(
-                f"  {name}: missing in the checkpoint, the state has {kind}"
-                for name, kind in wanted.items()
-                if name not in saved
-            ),
-            *(
-                f"  {name}: {kind} in the checkpoint, not in the state"
-                for name, kind in saved.items()
-                if name not in wanted
-            ),
-            *(
-                f"  {name}: {saved[name]} in the checkpoint, {kind} in the state"
-                for name, kind in wanted.items()
-                if name in saved and saved[name] != kind
-            ),
-        ]
-        if differences:
+        if item == "state":
+            check_fit(path, read_about(path)["leaves"], _kinds(like))
+        if fault := damage(path):
             raise CheckpointError(
-                f"The checkpoint {path} does not fit the state it is restored into:\n" + "\n".join(differences) + "\n"
-                "A checkpoint fits the task that wrote it; restore it with the same model and optimizer."
+                f"The checkpoint {path} is damaged: {fault}. Restore another one: `lightjax checkpoint ls` shows which "
+                "are whole."
             )
-        args = self._ocp.args
         shapes = _nested(jax.tree.map(_with_sharding, like))
-        restored = self._checkpointer.restore(
-            path,
-            args=args.Composite(
-                state=args.PyTreeRestore(shapes, restore_args=self._ocp.checkpoint_utils.construct_restore_args(shapes))
-            ),
-        ).state
+        restored: Any = {}
+        if shapes:
+            args = self._ocp.args
+            restore_args = self._ocp.checkpoint_utils.construct_restore_args(shapes)
+            wanted = args.Composite(**{item: args.PyTreeRestore(shapes, restore_args=restore_args)})
+            restored = self._checkpointer.restore(path, args=wanted)[item]
         leaves = _tree.named_leaves(restored)
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaves[_tree.leaf_path(path)] if leaf.size else jax.numpy.zeros(leaf.shape, leaf.dtype),
+            lambda path, leaf: (
+                leaves[_tree.leaf_path(path) or _ROOT] if leaf.size else jax.numpy.zeros(leaf.shape, leaf.dtype)
+            ),
             like,
         )
+
+    def _complete(self) -> None:
+        """Called by orbax in its thread once everything is written, before the directory gets its name."""
+        assert self._path is not None
+        unnamed = self._path.parent.glob(f"{self._path.name}.orbax-checkpoint-tmp*")
+        write_checksums(max(unnamed, key=lambda path: path.stat().st_mtime))
 
 
 def read_about(path: Path) -> dict[str, Any]:
     """Reads what describes a checkpoint.
 
     Raises:
-      CheckpointError: the directory is no complete checkpoint.
+      CheckpointError: the directory is no checkpoint.
     """
     try:
         return json.loads((path / "about" / "metadata").read_text())
@@ -137,16 +135,44 @@ def read_about(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _nested(state: Any) -> dict[str, Any]:
+def check_fit(path: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
+    """Compares the leaves of a checkpoint with those of the state it is to become.
+
+    Raises:
+      CheckpointError: they differ; lists every leaf.
+    """
+    differences = []
+    for name in {**wanted, **saved}:
+        if name not in saved:
+            differences.append(f"  {name}: missing in the checkpoint, the state has {wanted[name]}")
+        elif name not in wanted:
+            differences.append(f"  {name}: {saved[name]} in the checkpoint, not in the state")
+        elif saved[name] != wanted[name]:
+            differences.append(f"  {name}: {saved[name]} in the checkpoint, {wanted[name]} in the state")
+    if differences:
+        raise CheckpointError(
+            f"The checkpoint {path} does not fit the state it is restored into:\n" + "\n".join(differences) + "\n"
+            "A checkpoint fits the task that wrote it; restore it with the same model and optimizer."
+        )
+
+
+_ROOT = "value"
+
+
+def _kinds(tree: Any) -> dict[str, str]:
+    return {name: _tree.describe(leaf) for name, leaf in _tree.named_leaves(tree).items()}
+
+
+def _nested(tree: Any) -> dict[str, Any]:
     """Makes a tree of nested dicts with the names of the leaves, which other programs can read.
 
     Leaves without elements are left out: orbax refuses them, and their shape says all.
     """
     root: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not leaf.size:
             continue
-        *parents, last = [_tree.leaf_path((key,)) for key in path] or ["state"]
+        *parents, last = [_tree.leaf_path((key,)) for key in path] or [_ROOT]
         node = root
         for name in parents:
             node = node.setdefault(name, {})

@@ -93,6 +93,12 @@ class CSVLogger:
         text = json.dumps(_to_json(self._hyperparams), indent=2, ensure_ascii=False)
         replace_file(self._directory.path() / "hparams.json", f"{text}\n".encode())
 
+    def flush(self) -> None:
+        """Writes out every row."""
+        with self._lock:
+            if self._table is not None:
+                self._table.flush()
+
     def finish(self) -> None:
         """Writes out every row and closes the file."""
         timer, self._timer = self._timer, None

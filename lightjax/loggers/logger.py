@@ -96,6 +96,13 @@ class LoggerCollection:
         for logger in self.loggers:
             logger.log_hyperparams(params)
 
+    def flush(self) -> None:
+        """Brings what was logged to disk, with every logger that has a `flush`."""
+        for logger in self.loggers:
+            flush = getattr(logger, "flush", None)
+            if flush is not None:
+                flush()
+
     def finish(self) -> None:
         """Finishes every logger, also when one of them fails.
 

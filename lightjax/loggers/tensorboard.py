@@ -91,6 +91,11 @@ class TensorBoardLogger:
         lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in _flatten(self._hyperparams)]
         self.writer.add_text("hyperparameters", "\n".join(lines), 0)
 
+    def flush(self) -> None:
+        """Writes out what is waiting."""
+        if self._writer is not None:
+            self._writer.flush()
+
     def finish(self) -> None:
         """Writes out what is waiting and closes the event file."""
         if self._writer is not None:

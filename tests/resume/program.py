@@ -1,0 +1,77 @@
+"""A short run with everything that has a memory, for processes that are killed.
+
+python -m tests.resume.program DIRECTORY STEPS_PER_CALL KIND: trains, resuming whatever is there, and prints a digest of
+the final state and history.
+"""
+
+import hashlib
+import json
+import sys
+import time
+
+import lightjax as lj
+from lightjax.checkpoint import checkpointer
+from tests.models import bits, digit_like_data, mlp_task
+
+
+class Slow(lj.Callback):
+    """Makes the run long enough to be hit anywhere, and remembers how often it looked."""
+
+    every_n_steps = 3
+
+    def __init__(self):
+        self.looks = 0
+
+    def on_train_batch_end(self, run):
+        self.looks += 1
+        run.log({"looks": self.looks})
+        time.sleep(0.01)
+
+    def state_dict(self):
+        return {"looks": self.looks}
+
+    def load_state_dict(self, state):
+        self.looks = state["looks"]
+
+
+def main(directory: str, steps_per_call: str, kind: str) -> None:
+    checkpointer.WRITE_EVERY_S = 0.05  # or a short run would have one checkpoint
+    loader = lj.ArrayLoader(digit_like_data(118), 16, shuffle=True, seed=1, on_device=kind == "device")
+    batches = [list(loader.epoch(epoch)) for epoch in range(2)]
+    data = {"array": loader, "device": loader, "list": batches[0]}[kind]
+    trainer = lj.Trainer(
+        max_epochs=12,
+        default_root_dir=directory,
+        resume="auto",
+        steps_per_call=int(steps_per_call),
+        callbacks=[
+            lj.ModelCheckpoint("val/loss", every_n_train_steps=4),
+            lj.EarlyStopping("val/loss", patience=50),
+            Slow(),
+        ],
+        logger=lj.CSVLogger(),
+        log_every_n_steps=3,
+        val_check_interval=5,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+    print("ready", flush=True)
+    result = trainer.fit(mlp_task(), data, lj.ArrayLoader(digit_like_data(37, seed=2), 8))
+    state = hashlib.sha256(b"".join(bits(result.state))).hexdigest()
+    best = result.checkpoint.best
+    print(
+        json.dumps(
+            {
+                "state": state,
+                "history": result.history,
+                "csv": (result.directory / "metrics.csv").read_text(),
+                "stopped_by": result.stopped_by,
+                "best": [best.step, hashlib.sha256(b"".join(bits(best.restore()))).hexdigest()],
+                "last": result.checkpoint.last.step,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,124 @@
+"""A run that is killed at any moment and resumed ends bit for bit where the undisturbed run ends."""
+
+import random
+import shutil
+import signal
+
+import pytest
+
+import lightjax as lj
+from lightjax.checkpoint import newest_whole
+from lightjax.checkpoint.checksums import UNCHECKED
+from tests.models import bits, digit_like_data, linear_data, linear_task, mlp_task, quiet
+from tests.resume.killing import finish, hit, run_to_the_end, start
+
+
+@pytest.mark.parametrize(("kind", "steps_per_call"), [("array", 1), ("array", 8), ("list", 8), ("device", 8)])
+def test_killed_and_resumed_runs_end_as_the_undisturbed_one(tmp_path, kind, steps_per_call):
+    expected = run_to_the_end(tmp_path / "undisturbed", steps_per_call, kind)
+    moments = random.Random(f"{kind}{steps_per_call}")
+    kills = sum(hit(tmp_path / "killed", steps_per_call, kind, moments.uniform(0.3, 3.0))[0] for _ in range(3))
+    assert kills >= 2
+    found, _ = finish(start(tmp_path / "killed", steps_per_call, kind))
+    assert found == expected
+
+
+def test_a_preempted_run_says_so_and_resumes(tmp_path):
+    expected = run_to_the_end(tmp_path / "undisturbed", 8, "array")
+    running, returncode, out, err = hit(tmp_path / "preempted", 8, "array", 2.0, signal.SIGTERM)
+    assert running
+    assert returncode == 0, err
+    assert '"stopped_by": "preempted"' in out
+    assert run_to_the_end(tmp_path / "preempted", 8, "array") == expected
+
+
+def fit(directory, *, max_epochs=4, resume=None, callbacks=(), **arguments):
+    trainer = quiet(
+        max_epochs=max_epochs,
+        enable_checkpointing=True,
+        default_root_dir=directory,
+        callbacks=list(callbacks),
+        **arguments,
+    )
+    loader = lj.ArrayLoader(digit_like_data(70), 16, shuffle=True, seed=1)
+    return trainer.fit(mlp_task(), loader, lj.ArrayLoader(digit_like_data(37, seed=2), 8), resume=resume)
+
+
+def test_a_finished_run_goes_on_to_more_epochs_in_its_own_directory(tmp_path, capsys):
+    whole = fit(tmp_path / "whole")
+    half = fit(tmp_path / "halves", max_epochs=2)
+    again = fit(tmp_path / "halves", resume="auto")
+    assert again.directory == half.directory
+    assert bits(again.state) == bits(whole.state)
+    assert again.history == whole.history
+    assert f"resumed from {half.checkpoint.last.path} at step 10, batch 0 of epoch 2" in capsys.readouterr().out
+
+
+def test_auto_without_a_checkpoint_begins_anew_and_says_so(tmp_path, capsys):
+    result = fit(tmp_path, max_epochs=1, resume="auto")
+    assert "no run to resume under" in capsys.readouterr().out
+    assert int(result.state.step) == 5
+
+
+@pytest.mark.parametrize("given", ["checkpoint", "run", "checkpoints"])
+def test_a_directory_is_resumed_from(tmp_path, given):
+    half = fit(tmp_path, max_epochs=2)
+    path = {
+        "checkpoint": half.checkpoint.last.path,
+        "run": half.directory,
+        "checkpoints": half.directory / "checkpoints",
+    }[given]
+    assert int(fit(tmp_path, resume=path).state.step) == 20
+
+
+def test_what_cannot_be_resumed_is_refused(tmp_path):
+    half = fit(tmp_path, max_epochs=1)
+    with pytest.raises(lj.CheckpointError, match="holds no whole checkpoint"):
+        fit(tmp_path, resume=tmp_path / "nowhere")
+    other = lj.ArrayLoader(linear_data(8), 4)
+    with pytest.raises(lj.CheckpointError, match="params/layer_0/kernel"):
+        quiet(max_epochs=1).fit(linear_task(), other, resume=half.directory)
+    with pytest.raises(lj.ConfigurationError, match="both state and resume"):
+        quiet(max_epochs=1, resume="auto").fit(linear_task(), other, state=half.state)
+
+
+def test_a_run_that_a_callback_ended_stays_ended(tmp_path):
+    stopping = dict(patience=1, min_delta=100.0)
+    ended = fit(tmp_path, callbacks=[lj.EarlyStopping("val/loss", **stopping)])
+    again = fit(tmp_path, callbacks=[lj.EarlyStopping("val/loss", **stopping)], resume="auto")
+    assert again.stopped_by == ended.stopped_by
+    assert int(again.state.step) == int(ended.state.step)
+
+
+def damaged(path, how):
+    content = path.read_bytes()
+    if how == "deleted":
+        path.unlink()
+    elif how == "emptied":
+        path.write_bytes(b"")
+    elif how == "halved":
+        path.write_bytes(content[: len(content) // 2])
+    elif content:
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+
+
+@pytest.mark.parametrize("how", ["deleted", "emptied", "halved", "one bit flipped"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, how):
+    keep_all = lj.ModelCheckpoint("val/loss", save_top_k=-1)
+    fit(tmp_path / "run", max_epochs=2, callbacks=[keep_all])
+    checkpoints = tmp_path / "run" / "version_0" / "checkpoints"
+    names = [path.relative_to(checkpoints) for path in (checkpoints / "step_10").rglob("*") if path.is_file()]
+    assert len(names) > 5
+    for name in names:
+        if name.name in UNCHECKED[1:] or (how != "deleted" and not (checkpoints / name).stat().st_size):
+            continue  # nothing depends on it; or an empty file, which cannot be emptied, halved or flipped
+        copy = tmp_path / "copy"
+        shutil.copytree(checkpoints, copy)
+        damaged(copy / name, how)
+        found = lj.Checkpoint(copy / "step_10", 10, {}, like=None)
+        assert found.damage() is not None, name
+        with pytest.warns(UserWarning, match="step_10 is passed over"):
+            taken = newest_whole(copy)
+        assert taken.step == 5
+        shutil.rmtree(copy)

@@ -11,7 +11,7 @@ DEMO := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
 .NOTPARALLEL:
-.PHONY: help demo test lint format clean
+.PHONY: help demo test chaos lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## says what each target does
@@ -24,6 +24,9 @@ test: $(DEV)  ## the same, then ruff, pyright and every test
 	$(BIN)/python examples/digits.py
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest
+
+chaos: $(DEV)  ## kills and resumes trainings 200 times, prints survived and lost
+	$(BIN)/python -m tests.resume.killing --kills 200
 
 lint: $(DEV)  ## ruff, the format check and pyright
 	$(BIN)/ruff check .

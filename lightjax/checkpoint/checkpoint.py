@@ -36,6 +36,8 @@ class Checkpoint(os.PathLike[str]):
           CheckpointError: the directory is no complete checkpoint.
         """
         about = read_about(Path(path))
+        if "step" not in about or "metrics" not in about:
+            raise CheckpointError(f"{path} is no checkpoint of lightjax: its description names no step and no metrics.")
         return cls(Path(path).absolute(), about["step"], about["metrics"])
 
     def damage(self) -> str | None:

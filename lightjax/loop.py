@@ -111,23 +111,28 @@ class Loop:
                 call(self.callbacks, "on_train_epoch_start", run)
                 if run.batch:
                     self._validate_within_epoch()
-                self._train_epoch(self.train_data.epoch(run.epoch, run.batch))
+                complete = self._train_epoch(self.train_data.epoch(run.epoch, run.batch))
                 if self.val_data is not None and run.validated_at != run.step and schedule.validates_in(run.epoch):
                     self._validate(self.val_data)
                 if self.interrupt.requested():
                     run.stop(self.interrupt.reason or "interrupt")
                     break
-                run.epoch_ended = True
+                run.epoch_ended = complete
                 call(self.callbacks, "on_train_epoch_end", run)
                 progress.end_epoch(run.epoch, run.step, shown(run.metrics, epoch=True))
-                run.next_epoch()
+                if complete:
+                    run.next_epoch()
                 limit = schedule.end(run)
             call(self.callbacks, "on_fit_end", run)
             run.history.settle()
-        return run.stopped_by or limit or "max_epochs"
+        return run.stopped_by or limit or "interrupt"
 
-    def _train_epoch(self, cursor: Cursor) -> None:
-        """Runs the stretches of an epoch, one by one while they are timed, then made ahead in a thread."""
+    def _train_epoch(self, cursor: Cursor) -> bool:
+        """Runs the stretches of an epoch, one by one while they are timed, then made ahead in a thread.
+
+        Returns:
+          Whether the epoch is complete; one that is cut short goes on when the run is resumed.
+        """
         feed = self._stretches(cursor)
         while self.pace.measuring and self.run.stopped_by is None and (stretch := next(feed, None)) is not None:
             begun_s = time.perf_counter()
@@ -147,6 +152,9 @@ class Loop:
         # An epoch that a signal cut short goes on in another process, and reports its means there.
         if self.run.batch and not self.interrupt.requested():
             self._promise_epoch()
+        if self.train_data.batches is not None:
+            return self.run.batch >= self.train_data.batches
+        return self.run.stopped_by is None and self.schedule.end(self.run) != "max_steps"
 
     def _stretches(self, cursor: Cursor) -> Iterator[Stretch]:
         """Cuts the rest of the epoch at the looks."""

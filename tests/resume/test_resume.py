@@ -54,6 +54,28 @@ def test_a_finished_run_goes_on_to_more_epochs_in_its_own_directory(tmp_path, ca
     assert f"resumed from {half.checkpoint.last.path} at step 10, batch 0 of epoch 2" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("data", ["array", "generator"])
+def test_a_run_cut_short_inside_an_epoch_goes_on_with_the_batch_after(tmp_path, data):
+    def run(directory, max_steps, resume=None, every_n_epochs=1):
+        trainer = quiet(
+            max_steps=max_steps,
+            enable_checkpointing=True,
+            default_root_dir=directory,
+            callbacks=lj.ModelCheckpoint(every_n_epochs=every_n_epochs),
+        )
+        loader = lj.ArrayLoader(digit_like_data(70), 16, shuffle=True, seed=1)
+        return trainer.fit(mlp_task(), loader if data == "array" else lambda: loader.epoch(0), resume=resume)
+
+    whole = run(tmp_path / "whole", 13)
+    for every_n_epochs in (1, 2):
+        parts = tmp_path / f"parts{every_n_epochs}"
+        for max_steps in (3, 5, 7, 13):
+            result = run(parts, max_steps, "auto", every_n_epochs)
+            assert int(result.state.step) == max_steps
+            assert result.stopped_by == "max_steps"
+        assert bits(result.state) == bits(whole.state)
+
+
 def test_auto_without_a_checkpoint_begins_anew_and_says_so(tmp_path, capsys):
     result = fit(tmp_path, max_epochs=1, resume="auto")
     assert "no run to resume under" in capsys.readouterr().out

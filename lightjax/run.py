@@ -210,6 +210,7 @@ class Run:
             self._checkpointer.write_due()
 
     def delete_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Deletes a checkpoint once a newer one is complete."""
-        if self._checkpointer is not None:
+        """Deletes a checkpoint once a newer one is complete, unless a callback still keeps it."""
+        kept = any(checkpoint.step in getattr(callback, "kept_steps", ()) for callback in self.trainer.callbacks)
+        if self._checkpointer is not None and not kept:
             self._checkpointer.delete(checkpoint)

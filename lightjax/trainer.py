@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from lightjax.compilation_cache import compilation_cache_in
 from lightjax.data.module import loader_of, set_up
 from lightjax.data.source import Source, as_source
 from lightjax.engine.jit import JitEngine
-from lightjax.errors import ConfigurationError
+from lightjax.errors import CheckpointError, ConfigurationError
 from lightjax.history import History
 from lightjax.loggers import CSVLogger, Logger, LoggerCollection, TensorBoardLogger
 from lightjax.loop import Loop, call, evaluate
@@ -248,22 +249,23 @@ class Trainer:
             output.write_line(
                 f"resumed from {checkpoint.path} at step {run.step}, batch {run.batch} of epoch {run.epoch}"
             )
-        try:
-            # The first program compiles while the loggers start.
-            engine.compile_ahead("train", train.specs(pace.steps)[:1])
-            if self.directory is not None:
-                logger.start(self.directory)
-            logger.log_hyperparams(self.hyperparameters)
-            stopped_by = Loop(run, engine, train, val, schedule, pace, self.callbacks, progress).fit(about)
-        except BaseException as error:
-            call(self.callbacks, "on_exception", run, error)
-            raise
-        finally:
-            progress.close()
-            engine.close()
-            logger.finish()
+        with ExitStack() as closing:
+            # Each is closed whatever the others raise: the display first, the loggers after the checkpoints.
+            closing.callback(logger.finish)
             if checkpointer is not None:
-                checkpointer.close()
+                closing.callback(checkpointer.close)
+            closing.callback(engine.close)
+            closing.callback(progress.close)
+            try:
+                # The first program compiles while the loggers start.
+                engine.compile_ahead("train", train.specs(pace.steps)[:1])
+                if self.directory is not None:
+                    logger.start(self.directory)
+                logger.log_hyperparams(self.hyperparameters)
+                stopped_by = Loop(run, engine, train, val, schedule, pace, self.callbacks, progress).fit(about)
+            except BaseException as error:
+                call(self.callbacks, "on_exception", run, error)
+                raise
         self._state = run.state
         self._checkpoints = keeper.checkpoints if keeper is not None else Checkpoints()
         if self.directory is not None:
@@ -299,6 +301,11 @@ class Trainer:
             raise ConfigurationError("fit got both state and resume; a resumed run has its state in the checkpoint.")
         root = Path(self.default_root_dir or DEFAULT_ROOT).absolute()
         found = find(resume, root)
+        if found is not None and "position" not in found.about():
+            raise CheckpointError(
+                f"The checkpoint {found.path} holds a state but no position in a run, so nothing can be resumed; "
+                "begin a new run with its state: fit(..., state=lj.restore(path, like))."
+            )
         if found is None:
             Output().write_line(f"resume='auto': no run to resume under {root}, so a new one begins")
         return found

@@ -57,6 +57,12 @@ class ModelCheckpoint(Callback):
         return self._ranked[0][1] if self._ranked else None
 
     @property
+    def kept_steps(self) -> set[int]:
+        """The steps whose checkpoints must not be deleted."""
+        kept = [ranked for _, ranked in self._ranked] + ([] if self.last is None else [self.last])
+        return {checkpoint.step for checkpoint in kept}
+
+    @property
     def checkpoints(self) -> Checkpoints:
         """The checkpoints kept; the last one stands for the best where nothing ranks them."""
         return Checkpoints(best=self.best or self.last, last=self.last)
@@ -93,8 +99,7 @@ class ModelCheckpoint(Callback):
         dropped = [] if self.save_top_k == -1 else self._ranked[self.save_top_k :]
         self._ranked = self._ranked[: len(self._ranked) - len(dropped)]
         unwanted = [ranked for _, ranked in dropped] + ([previous] if previous is not None else [])
-        kept = {checkpoint.step, *(ranked.step for _, ranked in self._ranked)}
-        for old in {old.step: old for old in unwanted if old.step not in kept}.values():
+        for old in {old.step: old for old in unwanted}.values():
             run.delete_checkpoint(old)
 
     def state_dict(self) -> dict[str, Any]:

@@ -104,6 +104,14 @@ def test_what_cannot_be_resumed_is_refused(tmp_path):
         quiet(max_epochs=1, resume="auto").fit(linear_task(), other, state=half.state)
 
 
+def test_a_checkpoint_without_a_position_is_refused(tmp_path):
+    checkpointer = lj.Checkpointer(tmp_path / "alone")
+    path = checkpointer.save(3, {"w": 1.0 * lj.Sum(2.0).total}, metrics={}).path
+    checkpointer.close()
+    with pytest.raises(lj.CheckpointError, match="holds a state but no position in a run"):
+        fit(tmp_path, resume=path)
+
+
 def test_a_run_that_a_callback_ended_stays_ended(tmp_path):
     stopping = dict(patience=1, min_delta=100.0)
     ended = fit(tmp_path, callbacks=[lj.EarlyStopping("val/loss", **stopping)])

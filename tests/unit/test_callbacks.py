@@ -210,6 +210,21 @@ def test_the_best_and_the_last_checkpoints_are_kept(tmp_path, values, arguments,
         assert int(checkpoint.restore().step) == checkpoint.step
 
 
+def test_two_keepers_do_not_delete_what_the_other_keeps(tmp_path):
+    smallest = lj.ModelCheckpoint("val/score", mode="min")
+    largest = lj.ModelCheckpoint("val/score", mode="max")
+    trainer = quiet(
+        max_epochs=4,
+        callbacks=[Script([0.5, 0.1, 0.9, 0.5]), smallest, largest],
+        enable_checkpointing=True,
+        default_root_dir=tmp_path,
+    )
+    result = trainer.fit(linear_task(), loader(), loader(8))
+    found = sorted(path.name for path in (result.directory / "checkpoints").iterdir())
+    assert found == ["step_10", "step_15", "step_20"]
+    assert (smallest.best.step, largest.best.step) == (10, 15)
+
+
 def test_without_a_monitor_val_loss_ranks_checkpoints(tmp_path):
     trainer = quiet(max_epochs=5, enable_checkpointing=True, default_root_dir=tmp_path)
     result = trainer.fit(linear_task(), loader(), loader(8))

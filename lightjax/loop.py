@@ -26,7 +26,7 @@ from lightjax.data.source import Source
 from lightjax.data.stretch import Cursor, Stretch
 from lightjax.engine.jit import JitEngine
 from lightjax.interrupt import Interrupt
-from lightjax.metrics import computed
+from lightjax.metrics import numbers
 from lightjax.pace import Pace
 from lightjax.progress import Progress
 from lightjax.reports import totals_report, window_reports
@@ -201,7 +201,7 @@ class Loop:
         for rows, last in reversed(self.in_flight):
             if all(vectors.is_ready() for vectors in rows.values()):
                 newest = {dtype: vectors[last] for dtype, vectors in jax.device_get(rows).items()}
-                return computed(self.engine.unpack("train", newest), "train/")
+                return numbers(self.engine.compute("train", newest), "train/")
         return {}
 
     def _validate(self, data: Source) -> None:

@@ -37,8 +37,12 @@ class _Accumulator:
     """A metric whose named fields are its leaves; subclasses are built from values and hold accumulators."""
 
     fields: ClassVar[tuple[str, ...]] = ()
+    # Whether `compute` treats stacked metrics row by row, so that many are computed in one go.
+    elementwise: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
+        if "compute" in cls.__dict__ and "elementwise" not in cls.__dict__:
+            cls.elementwise = False
         jax.tree_util.register_pytree_with_keys(
             cls,
             lambda metric: (
@@ -71,6 +75,7 @@ class Sum(_Accumulator):
     """
 
     fields = ("total", "residual")
+    elementwise = True
     total: Any
     residual: Any
 
@@ -113,6 +118,7 @@ class Mean(_Accumulator):
     """
 
     fields = ("total", "weight")
+    elementwise = True
     total: Sum
     weight: Sum
 
@@ -170,6 +176,7 @@ class Accuracy(Mean):
 
 class _Extreme(_Accumulator):
     fields = ("value",)
+    elementwise = True
     value: Any
 
     def compute(self) -> Any:
@@ -218,6 +225,7 @@ class Last(_Accumulator):
     """
 
     fields = ("value",)
+    elementwise = True
     value: Any
 
     def __init__(self, value: Any) -> None:
@@ -267,9 +275,16 @@ def computed(metrics: Mapping[str, Metric], prefix: str = "") -> dict[str, Any]:
     Returns:
       Python floats by name (arrays stay arrays); a metric that computes to a dict gives `name/key` for each key.
     """
+    return numbers({name: metric.compute() for name, metric in metrics.items()}, prefix)
+
+
+def numbers(computed_values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Makes what metrics computed into Python floats by name, as `computed` does."""
     values: dict[str, Any] = {}
-    for name, metric in metrics.items():
-        value = metric.compute()
+    for name, value in computed_values.items():
+        if isinstance(value, float):
+            values[prefix + name] = value
+            continue
         parts = {f"{name}/{key}": part for key, part in value.items()} if isinstance(value, Mapping) else {name: value}
         for part_name, part in parts.items():
             part = np.asarray(part)

@@ -22,6 +22,7 @@ CALL_S = 5e-3
 # Host work that a fused step saves.
 SAVED_S = 1.5e-4
 WARM_UP_STEPS = 2
+# At least; ten times as many while steps are so short that something else easily disturbs them.
 MEASURED_STEPS = 5
 LONGEST = 64
 
@@ -103,10 +104,11 @@ class Pace:
         """
         jax.block_until_ready(output)
         self._times_s.append(time.perf_counter() - begun_s)
-        if len(self._times_s) < WARM_UP_STEPS + MEASURED_STEPS:
+        measured = self._times_s[WARM_UP_STEPS:]
+        step_s = min(measured, default=0.0)
+        if len(measured) < MEASURED_STEPS * (1 if step_s >= CALL_S else 10):
             return False
         self.measuring = False
-        step_s = min(self._times_s[WARM_UP_STEPS:])
         left = None if self._total_steps is None else max(0, self._total_steps - steps_done)
         took = f"{step_s * 1e3:.3g} ms a step"
         dispatch_bound = step_s < CALL_S

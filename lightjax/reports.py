@@ -9,7 +9,7 @@ import jax
 
 from lightjax.engine.jit import JitEngine
 from lightjax.history import Report
-from lightjax.metrics import computed
+from lightjax.metrics import numbers
 
 
 def window_reports(
@@ -34,8 +34,8 @@ def window_reports(
     def read() -> Iterator[Report]:
         on_host = jax.device_get(rows)
         for row in picked:
-            metrics = engine.unpack("train", {dtype: vectors[row] for dtype, vectors in on_host.items()})
-            yield Report(steps[row], epoch, computed(metrics, "train/"))
+            values = engine.compute("train", {dtype: vectors[row] for dtype, vectors in on_host.items()})
+            yield Report(steps[row], epoch, numbers(values, "train/"))
 
     return read
 
@@ -46,7 +46,7 @@ def totals_report(
     """Returns a function that waits for the device and reads the metrics of an epoch or an evaluation."""
 
     def read() -> Iterator[Report]:
-        values = computed(engine.unpack(stage, jax.device_get(totals)), prefix)
+        values = numbers(engine.compute(stage, jax.device_get(totals)), prefix)
         yield Report(step, epoch, {name + suffix: value for name, value in values.items()})
 
     return read

@@ -23,7 +23,7 @@ from lightjax.errors import CheckpointError, ConfigurationError
 from lightjax.history import History
 from lightjax.loggers import CSVLogger, Logger, LoggerCollection, TensorBoardLogger
 from lightjax.loop import Loop, call, evaluate
-from lightjax.metrics import computed
+from lightjax.metrics import numbers
 from lightjax.pace import Pace
 from lightjax.prediction import predict
 from lightjax.progress import make_progress
@@ -378,7 +378,7 @@ class Trainer:
         progress = make_progress(self.enable_progress_bar)
         try:
             totals = evaluate(state, engine, source, 0, stage, progress)
-            metrics = computed(engine.unpack("eval", jax.device_get(totals)), f"{stage}/")
+            metrics = numbers(engine.compute("eval", jax.device_get(totals)), f"{stage}/")
             progress.end_evaluation(metrics)
         finally:
             progress.close()

@@ -188,9 +188,9 @@ class JitEngine:
             self._predict = jax.jit(lambda state, steps: step(state, steps.batch(0)))
         return self._predict(state, self.place(stretch.steps))
 
-    def unpack(self, stage: str, vectors: Any) -> Any:
-        """Makes packed metrics of a stage ("train" or "eval") into metrics."""
-        return self._traced[stage].packing.unpack(vectors)
+    def compute(self, stage: str, vectors: Any) -> dict[str, Any]:
+        """Computes packed metrics of a stage ("train" or "eval") that are on the host."""
+        return self._traced[stage].packing.compute(vectors)
 
     def metric_names(self, stage: str) -> list[str]:
         """Returns the names that a stage ("train" or "eval") reports."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lightjax.metrics import Metric
 
@@ -26,12 +27,12 @@ class Kind:
 
     Attributes:
       structure: the tree of each metric.
-      leaves: shape and dtype of each leaf.
+      leaves: shape and dtype of each leaf; the dtype by its name, which is dear to make.
       names: of the metrics.
     """
 
     structure: Any
-    leaves: tuple[jax.ShapeDtypeStruct, ...]
+    leaves: tuple[tuple[tuple[int, ...], str], ...]
     names: tuple[str, ...]
 
 
@@ -50,9 +51,9 @@ class Packing:
       >>> vectors = packing.pack(metrics)
       >>> {dtype: vectors[dtype].shape for dtype in sorted(vectors)}
       {'float32': (8,), 'int32': (1,)}
-      >>> merged = packing.unpack(packing.merge(vectors, vectors))
-      >>> {name: metric.compute().item() for name, metric in merged.items()}
-      {'loss': 0.5, 'top': 3, 'mae': 2.0}
+      >>> merged = packing.merge(vectors, vectors)
+      >>> packing.compute({dtype: np.asarray(vector) for dtype, vector in merged.items()})
+      {'loss': 0.5, 'top': 3.0, 'mae': 2.0}
     """
 
     kinds: tuple[Kind, ...]
@@ -64,13 +65,10 @@ class Packing:
         kinds: dict[Any, list[str]] = {}
         for name, metric in metrics.items():
             leaves, structure = jax.tree.flatten(metric)
-            shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+            shapes = tuple((tuple(leaf.shape), str(leaf.dtype)) for leaf in leaves)
             kinds.setdefault((structure, shapes), []).append(name)
         return cls(
-            tuple(
-                Kind(structure, tuple(jax.ShapeDtypeStruct(*shape) for shape in shapes), tuple(names))
-                for (structure, shapes), names in kinds.items()
-            ),
+            tuple(Kind(structure, shapes, tuple(names)) for (structure, shapes), names in kinds.items()),
             tuple(metrics),
         )
 
@@ -79,9 +77,8 @@ class Packing:
         """The length of the vector of each dtype."""
         lengths: dict[str, int] = {}
         for kind in self.kinds:
-            for leaf in kind.leaves:
-                dtype = str(leaf.dtype)
-                lengths[dtype] = lengths.get(dtype, 0) + len(kind.names) * math.prod(leaf.shape)
+            for shape, dtype in kind.leaves:
+                lengths[dtype] = lengths.get(dtype, 0) + len(kind.names) * math.prod(shape)
         return lengths
 
     def zeros(self, *leading: int) -> Vectors:
@@ -106,19 +103,27 @@ class Packing:
             merged.append(jax.tree.leaves(jax.vmap(lambda one, other: one.merge(other))(*both)))
         return self._join(merged)
 
-    def unpack(self, vectors: Mapping[str, Any]) -> dict[str, Metric]:
-        """Makes metrics again; their leaves are on the host or on the device as the vectors are."""
-        metrics = {}
+    def compute(self, vectors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Computes packed metrics on the host, those of a kind in one go where their class allows it.
+
+        Returns:
+          What each metric computes, by name; floats where many were computed at once.
+        """
+        values = {}
         for kind, stacks in zip(self.kinds, self._split(vectors), strict=True):
-            for row, name in enumerate(kind.names):
-                metrics[name] = jax.tree.unflatten(kind.structure, [stack[row] for stack in stacks])
-        return {name: metrics[name] for name in self.names}
+            stacked = jax.tree.unflatten(kind.structure, stacks)
+            if getattr(stacked, "elementwise", False) and not any(shape for shape, _ in kind.leaves):
+                values |= zip(kind.names, np.asarray(stacked.compute(), np.float64).tolist(), strict=True)
+            else:
+                for row, name in enumerate(kind.names):
+                    values[name] = jax.tree.unflatten(kind.structure, [stack[row] for stack in stacks]).compute()
+        return {name: values[name] for name in self.names}
 
     def _join(self, kinds: list[list[jax.Array]]) -> Vectors:
         parts: dict[str, list[jax.Array]] = {}
         for kind, stacks in zip(self.kinds, kinds, strict=True):
-            for leaf, stack in zip(kind.leaves, stacks, strict=True):
-                parts.setdefault(str(leaf.dtype), []).append(jnp.ravel(stack).astype(leaf.dtype))
+            for (_, dtype), stack in zip(kind.leaves, stacks, strict=True):
+                parts.setdefault(dtype, []).append(jnp.ravel(stack).astype(dtype))
         return {dtype: jnp.concatenate(stacks) for dtype, stacks in parts.items()}
 
     def _split(self, vectors: Mapping[str, Any]) -> list[list[Any]]:
@@ -127,8 +132,8 @@ class Packing:
         kinds = []
         for kind in self.kinds:
             stacks = []
-            for leaf in kind.leaves:
-                dtype, shape = str(leaf.dtype), (len(kind.names), *leaf.shape)
+            for leaf_shape, dtype in kind.leaves:
+                shape = (len(kind.names), *leaf_shape)
                 end = starts[dtype] + math.prod(shape)
                 stacks.append(vectors[dtype][starts[dtype] : end].reshape(shape))
                 starts[dtype] = end

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import lightjax as lj
-from lightjax.metrics import as_metrics, computed
+from lightjax.metrics import as_metrics, computed, numbers
 
 VALUES = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
 WEIGHTS = np.random.default_rng(1).uniform(size=(7, 5)).astype(np.float32)
@@ -104,3 +104,33 @@ def test_a_metric_that_computes_to_a_dict_reports_each_entry():
             return {"mean": super().compute(), "doubled": 2 * super().compute()}
 
     assert computed({"both": Both(jnp.float32(3.0))}) == {"both/mean": 3.0, "both/doubled": 6.0}
+
+
+def test_metrics_of_every_kind_survive_packing():
+    """Own metrics are computed side by side, a subclass that computes otherwise and foreign ones one by one."""
+    from clu import metrics as clu_metrics
+
+    from lightjax.engine.packing import Packing
+
+    class Root(lj.Mean):
+        def compute(self):
+            return {"root": super().compute() ** 0.5}
+
+    def report(values):
+        return {
+            "mean": lj.Mean(values),
+            "foreign": clu_metrics.Average.from_model_output(values),
+            "weighted": lj.Mean(values, jnp.abs(values)),
+            "root": Root(values**2),
+            "top": lj.Max(values),
+            "last": lj.Last(values[-1]),
+            "steps": lj.Last(jnp.int32(7)),
+        }
+
+    parts = [report(jnp.asarray(part)) for part in (VALUES[0], VALUES[1])]
+    packing = Packing.of(parts[0])
+    merged = jax.jit(packing.merge)(*(packing.pack(part) for part in parts))
+    found = computed({name: metric.merge(parts[1][name]) for name, metric in parts[0].items()})
+    packed = numbers(packing.compute(jax.device_get(merged)))
+    assert list(packed) == list(found) == ["mean", "foreign", "weighted", "root/root", "top", "last", "steps"]
+    assert packed == pytest.approx(found, rel=1e-6)

@@ -287,12 +287,12 @@ class JitEngine:
 
 @functools.cache
 def _cpu_options() -> dict[str, str | bool] | None:
-    """Keeps XLA on the CPU from running the small operations of a step side by side, where it knows how.
+    """Asks XLA on the CPU for the sequential order of operations, where it knows how.
 
-    Handing them to threads costs more than it gains: an MLP's step that logs 10 scalars takes 81 us instead of 101, a
-    GPT's 91 ms instead of 108, with the same bits (docs/decisions.md).
+    Its default order runs small operations side by side, and handing them to threads costs more than it gains: an MLP's
+    step that logs 10 scalars takes 81 us instead of 107, with the same bits (docs/decisions.md).
     """
-    options: dict[str, str | bool] = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+    options: dict[str, str | bool] = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
     try:
         jax.jit(lambda x: x).lower(jax.ShapeDtypeStruct((), np.float32)).compile(compiler_options=options)
     except jax.errors.JaxRuntimeError:

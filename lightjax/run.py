@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from lightjax import _tree
-from lightjax.errors import MetricError, StepError
+from lightjax.errors import ConfigurationError, MetricError, StepError
 from lightjax.history import History, Report
 
 if TYPE_CHECKING:
@@ -142,10 +142,21 @@ class Run:
             )
         return None
 
-    def save_checkpoint(self) -> Checkpoint | None:
-        """Begins to save this step; None for a run without checkpoints. Waits only for the copy to the host."""
+    @property
+    def saves(self) -> bool:
+        """Whether the run has checkpoints."""
+        return self._checkpointer is not None
+
+    def save_checkpoint(self) -> Checkpoint:
+        """Begins to save this step; waits only for the copy to the host.
+
+        Raises:
+          ConfigurationError: the run has no checkpoints (`saves` is False).
+        """
         if self._checkpointer is None:
-            return None
+            raise ConfigurationError(
+                "run.save_checkpoint was called in a run without checkpoints; write Trainer(enable_checkpointing=True)."
+            )
         for callback in self.trainer.callbacks:
             callback.on_save_checkpoint(self)
         metrics = self.metrics

@@ -49,18 +49,25 @@ class ModelCheckpoint(Callback):
         self.save_top_k = save_top_k
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_train_steps
-        self._ranked: list[tuple[float, Checkpoint]] = []
-        self.last: Checkpoint | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._ranked: list[tuple[float, int]] = []
+        self._last: int | None = None
+        self._saved: dict[int, Checkpoint] = {}
 
     @property
     def best(self) -> Checkpoint | None:  # noqa: D102 (an attribute, documented with the class)
-        return self._ranked[0][1] if self._ranked else None
+        return self._saved.get(self._ranked[0][1]) if self._ranked else None
+
+    @property
+    def last(self) -> Checkpoint | None:  # noqa: D102 (an attribute, documented with the class)
+        return None if self._last is None else self._saved.get(self._last)
 
     @property
     def kept_steps(self) -> set[int]:
         """The steps whose checkpoints must not be deleted."""
-        kept = [ranked for _, ranked in self._ranked] + ([] if self.last is None else [self.last])
-        return {checkpoint.step for checkpoint in kept}
+        return {step for _, step in self._ranked} | (set() if self._last is None else {self._last})
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -69,7 +76,7 @@ class ModelCheckpoint(Callback):
 
     def on_fit_start(self, run: Run) -> None:
         """Forgets the checkpoints of an earlier run."""
-        self._ranked, self.last = [], None
+        self._forget()
         self._run = run
 
     def on_train_batch_end(self, run: Run) -> None:
@@ -86,36 +93,34 @@ class ModelCheckpoint(Callback):
         self.save(run)
 
     def save(self, run: Run) -> None:
-        """Saves this step, ranks it if its metric is new, and lets go of checkpoints that are no longer wanted."""
+        """Ranks this step if its metric is new, saves it, and lets go of checkpoints that are no longer wanted."""
         score = self._score(run)
-        checkpoint = run.save_checkpoint()
-        if checkpoint is None:
+        if not run.saves:
             return
-        previous, self.last = self.last, checkpoint
+        # The ranking is part of what is saved: it has to know this step first.
+        kept_before = self.kept_steps
+        self._last = run.step
         # A checkpoint between evaluations has no score of its own: it is never the best, only the last.
-        if score is not None and all(checkpoint.step != ranked.step for _, ranked in self._ranked):
-            self._ranked.append((score, checkpoint))
+        if score is not None and all(step != run.step for _, step in self._ranked):
+            self._ranked.append((score, run.step))
             self._ranked.sort(key=lambda ranked: ranked[0])
-        dropped = [] if self.save_top_k == -1 else self._ranked[self.save_top_k :]
-        self._ranked = self._ranked[: len(self._ranked) - len(dropped)]
-        unwanted = [ranked for _, ranked in dropped] + ([previous] if previous is not None else [])
-        for old in {old.step: old for old in unwanted}.values():
-            run.delete_checkpoint(old)
+            if self.save_top_k != -1:
+                del self._ranked[self.save_top_k :]
+        self._saved[run.step] = run.save_checkpoint()
+        for step in kept_before - self.kept_steps:
+            run.delete_checkpoint(self._saved.pop(step))
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the ranking and the last step, by their steps."""
-        return {
-            "ranked": [[score, checkpoint.step] for score, checkpoint in self._ranked],
-            "last": None if self.last is None else self.last.step,
-        }
+        """Returns the ranking and the last step."""
+        return {"ranked": [list(ranked) for ranked in self._ranked], "last": self._last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the ranking back, as far as its checkpoints are still there and whole."""
-        found = {
-            step: self._run.checkpoint_of(step) for step in {step for _, step in state["ranked"]} | {state["last"]}
-        }
-        self._ranked = [(score, checkpoint) for score, step in state["ranked"] if (checkpoint := found[step])]
-        self.last = found[state["last"]]
+        ranked: list[tuple[float, int]] = [(score, step) for score, step in state["ranked"]]
+        steps: set[int] = {step for _, step in ranked} | ({state["last"]} - {None})
+        self._saved = {step: found for step in steps if (found := self._run.checkpoint_of(step)) is not None}
+        self._ranked = [(score, step) for score, step in ranked if step in self._saved]
+        self._last = state["last"] if state["last"] in self._saved else None
 
     def _score(self, run: Run) -> float | None:
         """Returns the rank of this step, smaller is better; None where the metric is not of this step."""

@@ -3,6 +3,7 @@
 import random
 import shutil
 import signal
+import time
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.resume.killing import finish, hit, run_to_the_end, start
 def test_killed_and_resumed_runs_end_as_the_undisturbed_one(tmp_path, kind, steps_per_call):
     expected = run_to_the_end(tmp_path / "undisturbed", steps_per_call, kind)
     moments = random.Random(f"{kind}{steps_per_call}")
-    kills = sum(hit(tmp_path / "killed", steps_per_call, kind, moments.uniform(0.3, 3.0))[0] for _ in range(3))
+    kills = sum(hit(tmp_path / "killed", steps_per_call, kind, moments.uniform(0.3, 3.0)) for _ in range(3))
     assert kills >= 2
     found, _ = finish(start(tmp_path / "killed", steps_per_call, kind))
     assert found == expected
@@ -25,9 +26,13 @@ def test_killed_and_resumed_runs_end_as_the_undisturbed_one(tmp_path, kind, step
 
 def test_a_preempted_run_says_so_and_resumes(tmp_path):
     expected = run_to_the_end(tmp_path / "undisturbed", 8, "array")
-    running, returncode, out, err = hit(tmp_path / "preempted", 8, "array", 2.0, signal.SIGTERM)
-    assert running
-    assert returncode == 0, err
+    process = start(tmp_path / "preempted", 8, "array")
+    while not list((tmp_path / "preempted").glob("version_*/checkpoints/step_*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
     assert '"stopped_by": "preempted"' in out
     assert run_to_the_end(tmp_path / "preempted", 8, "array") == expected
 
@@ -74,6 +79,27 @@ def test_a_run_cut_short_inside_an_epoch_goes_on_with_the_batch_after(tmp_path, 
             assert int(result.state.step) == max_steps
             assert result.stopped_by == "max_steps"
         assert bits(result.state) == bits(whole.state)
+
+
+class Scripted(lj.Callback):
+    """Reports a scripted score after each evaluation."""
+
+    every_n_steps = None
+    scores = (0.5, 0.1, 0.9, 0.8)
+
+    def on_validation_end(self, run):
+        run.log({"val/score": self.scores[run.epoch]})
+
+
+def test_the_best_checkpoint_stays_the_best_when_it_is_the_one_resumed_from(tmp_path):
+    def callbacks():
+        return [Scripted(), lj.ModelCheckpoint("val/score")]
+
+    half = fit(tmp_path, max_epochs=2, callbacks=callbacks())
+    whole = fit(tmp_path, resume="auto", callbacks=callbacks())
+    assert half.checkpoint.best.step == whole.checkpoint.best.step == 10
+    assert bits(whole.checkpoint.best.restore()) == bits(half.state)
+    assert sorted(path.name for path in (whole.directory / "checkpoints").iterdir()) == ["step_10", "step_20"]
 
 
 def test_auto_without_a_checkpoint_begins_anew_and_says_so(tmp_path, capsys):

@@ -243,6 +243,8 @@ def test_ctrl_c_ends_a_run_between_two_steps_with_a_checkpoint(tmp_path):
     import os
     import signal
 
+    before = signal.getsignal(signal.SIGINT)
+
     class PressAt(lj.Callback):
         every_n_steps = 3
 
@@ -256,4 +258,4 @@ def test_ctrl_c_ends_a_run_between_two_steps_with_a_checkpoint(tmp_path):
     assert int(result.state.step) == 6
     assert result.checkpoint.last.step == 6
     assert bits(result.checkpoint.last.restore()) == bits(result.state)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before

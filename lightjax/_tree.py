@@ -55,6 +55,11 @@ def abstract(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
+def size_in_bytes(tree: Any) -> int:
+    """Returns the bytes of all arrays of a tree, or of their shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def difference(before: Any, after: Any) -> str | None:
     """Describes the first place where two trees differ in structure, shape or dtype.
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import jax
 
+from lightjax import _tree
 from lightjax.callbacks.callback import Callback
 from lightjax.data.stretch import STACK_BYTES
 
@@ -67,7 +68,7 @@ class Pace:
         self.measuring = False
         self.steps = 1
         closest = min((callback for callback in callbacks if callback.steps_between_looks()), key=_period, default=None)
-        batch_bytes = max(1, sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch)))
+        batch_bytes = max(1, _tree.size_in_bytes(batch))
         self._bounds = [
             (LONGEST, "longer calls gain nothing"),
             (max(1, STACK_BYTES // batch_bytes), f"a batch has {batch_bytes / 1e6:.3g} MB"),

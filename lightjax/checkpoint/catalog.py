@@ -8,7 +8,6 @@ import warnings
 from pathlib import Path
 
 from lightjax.checkpoint.checkpoint import Checkpoint
-from lightjax.checkpoint.storage import read_about
 from lightjax.errors import CheckpointError
 
 FOLDER = "checkpoints"
@@ -68,6 +67,3 @@ def find(resume: str | os.PathLike[str], root: Path) -> Checkpoint | None:
             "resume='auto'."
         )
     return found
-
-
-__all__ = ["FOLDER", "find", "newest_whole", "read_about", "steps_in"]

@@ -89,7 +89,7 @@ class Checkpointer:
         described = {"step": step, "metrics": numbers, "versions": {"jax": jax.__version__}} | dict(about or {})
         path = self.directory / f"step_{step}"
         self._newest = Checkpoint(path, step, numbers, like=_tree.abstract(state))
-        waits = not self._due() and _bytes(state) <= HELD_BYTES
+        waits = not self._due() and _tree.size_in_bytes(state) <= HELD_BYTES
         held = _Held(self._newest, dict(items or {}) | {"state": _copy(state) if waits else state}, described)
         if waits:
             self._held[step] = held
@@ -163,7 +163,3 @@ class Checkpointer:
 @jax.jit
 def _copy(state: Any) -> Any:
     return jax.tree.map(jnp.copy, state)
-
-
-def _bytes(state: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

@@ -50,7 +50,7 @@ class Storage:
         """
         about = about | {"leaves": _kinds(items["state"])}
         args = self._ocp.args
-        trees = {name: args.PyTreeSave(_nested(tree)) for name, tree in items.items() if _nested(tree)}
+        trees = {name: args.PyTreeSave(nested) for name, tree in items.items() if (nested := _nested(tree))}
         self.wait()
         self._path = path
         try:

@@ -177,7 +177,7 @@ class JitEngine:
         """Returns how many batches of this data one call evaluates."""
         if not self.loops("eval"):
             return 1
-        batch_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._traced["eval"].batch))
+        batch_bytes = _tree.size_in_bytes(self._traced["eval"].batch)
         fitting = max(1, STACK_BYTES // max(1, batch_bytes))
         return min(self.eval_batches_per_call, fitting, data.batches or fitting)
 
@@ -195,10 +195,6 @@ class JitEngine:
     def metric_names(self, stage: str) -> list[str]:
         """Returns the names that a stage ("train" or "eval") reports."""
         return list(self._traced[stage].packing.names)
-
-    def compiled(self, stage: str) -> int:
-        """Returns how many programs of a stage were compiled or are being compiled."""
-        return len(self._traced[stage].programs)
 
     def compiling(self) -> bool:
         """Says whether programs are being compiled in the background."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,9 @@ from lightjax.data.feed import stretches
 from lightjax.data.prefetch import Prefetch
 from lightjax.data.source import Source
 from lightjax.data.stretch import Cursor, Stretch
+from lightjax.engine.in_flight import bound
 from lightjax.engine.jit import JitEngine
+from lightjax.evaluation import evaluate
 from lightjax.interrupt import Interrupt
 from lightjax.metrics import numbers
 from lightjax.pace import Pace
@@ -32,9 +34,6 @@ from lightjax.progress import Progress
 from lightjax.reports import totals_report, window_reports
 from lightjax.run import Run
 from lightjax.schedule import Schedule
-
-# Enough that the device never idles between calls, few enough that memory and the time to react stay small.
-CALLS_IN_FLIGHT = 4
 
 
 class Loop:
@@ -226,39 +225,6 @@ class Loop:
         run.epochs_reported += 1
 
 
-def evaluate(
-    state: Any,
-    engine: JitEngine,
-    data: Source,
-    epoch: int,
-    stage: str,
-    progress: Progress,
-    stop: Callable[[], bool] = lambda: False,
-) -> Any:
-    """Evaluates a state on one pass over the data.
-
-    Returns:
-      The packed metrics of all batches, on the device; does not wait for them. None if it was stopped. The caller ends
-      the display.
-    """
-    totals, done = engine.eval_totals(), 0
-    capacity = engine.eval_capacity(data)
-    engine.compile_ahead("eval", data.specs(capacity))
-    in_flight: deque[Any] = deque()
-    progress.start_evaluation(stage, data.batches)
-    feed = stretches(data.epoch(epoch), engine.place_stretch, lambda _: capacity, capacity)
-    with Prefetch(feed, stop=stop) as ahead:
-        for stretch in ahead:
-            if stop():
-                break
-            with jax.transfer_guard("disallow"):
-                totals = engine.evaluate(state, totals, stretch)
-            done += stretch.count
-            bound(in_flight, totals)
-            progress.update_evaluation(done)
-    return None if stop() else totals
-
-
 def call(callbacks: Sequence[Callback], hook: str, run: Run, *arguments: Any) -> None:
     """Calls a hook of every callback; an error names the callback and the hook."""
     for callback in callbacks:
@@ -275,13 +241,6 @@ def looks(callback: Callback, step: int) -> bool:
     """Says whether a callback looks at a step."""
     period = callback.steps_between_looks()
     return period is not None and step % period == 0
-
-
-def bound(in_flight: deque[Any], newest: Any) -> None:
-    """Waits until few calls are unfinished: queues cost memory, and simulated devices lock up in long ones."""
-    in_flight.append(newest)
-    if len(in_flight) > CALLS_IN_FLIGHT:
-        jax.block_until_ready(in_flight.popleft())
 
 
 def shown(metrics: Mapping[str, Any], *, epoch: bool = False) -> dict[str, Any]:

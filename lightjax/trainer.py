@@ -12,18 +12,20 @@ from typing import Any, Literal
 import jax
 
 from lightjax.callbacks import Callback, ModelCheckpoint
-from lightjax.checkpoint import Checkpoint, Checkpointer, Checkpoints, find
+from lightjax.checkpoint import Checkpoint, Checkpointer, Checkpoints
 from lightjax.checkpoint.catalog import FOLDER
 from lightjax.checks import check_arguments, check_monitored
 from lightjax.compilation_cache import compilation_cache_in
-from lightjax.data.module import loader_of, set_up
-from lightjax.data.source import Source, as_source
+from lightjax.data.source import Source
+from lightjax.data.stage import fit_data, stage_data
 from lightjax.engine.jit import JitEngine
-from lightjax.errors import CheckpointError, ConfigurationError
+from lightjax.errors import ConfigurationError
+from lightjax.evaluation import evaluate
 from lightjax.history import History
 from lightjax.loggers import CSVLogger, Logger, LoggerCollection, TensorBoardLogger
-from lightjax.loop import Loop, call, evaluate
+from lightjax.loop import Loop, call
 from lightjax.metrics import numbers
+from lightjax.origin import checkpoint_to_resume, initial_state, state_to_evaluate, steps_done
 from lightjax.pace import Pace
 from lightjax.prediction import predict
 from lightjax.progress import make_progress
@@ -193,20 +195,21 @@ class Trainer:
                 "fit was called on a Trainer with neither max_epochs nor max_steps nor max_time, so the run would "
                 "never end; write lj.Trainer(max_epochs=10) or lj.Trainer(max_steps=1000)."
             )
-        train, val = self._fit_data(train_data, val_data, datamodule)
+        train, val = fit_data(train_data, val_data, datamodule, self.limits)
         keeper = next((one for one in self.callbacks if isinstance(one, ModelCheckpoint)), None)
         self.directory = None
-        checkpoint = self._checkpoint_to_resume(self.resume if resume is None else resume, given=state)
+        checkpoint = checkpoint_to_resume(self.resume if resume is None else resume, self._root(), given=state)
         with compilation_cache_in(self._cache_directory(has_files=keeper is not None or bool(self.loggers))):
             engine = self._engine_for(task)
             batch = train.first()
-            state = self._initial_state(engine, batch, state if checkpoint is None else checkpoint)
+            given = state if checkpoint is None else checkpoint
+            state = initial_state(engine, jax.random.key(self.seed), batch, given, self.max_steps)
             engine.trace_train(state, batch)
             if val is not None:
                 engine.trace_eval(state, val.first())
             check_monitored(self.callbacks, engine, validates=val is not None)
             schedule = self._schedule(train.batches)
-            pace = self._pace(engine, batch, train.batches, schedule.total_steps(_step(state), train.batches))
+            pace = self._pace(engine, batch, train.batches, schedule.total_steps(steps_done(state), train.batches))
             # From here on nothing the user wrote is wrong, as far as one can see without running it.
             return self._run(engine, state, train, val, schedule, pace, keeper, checkpoint)
 
@@ -279,37 +282,6 @@ class Trainer:
             directory=self.directory,
         )
 
-    def _initial_state(self, engine: JitEngine, batch: Any, given: Any) -> Any:
-        key = jax.random.key(self.seed)
-        if given is None:
-            return engine.create_state(key, batch)
-        if isinstance(given, Checkpoint):
-            return engine.adopt_state(given.restore(engine.abstract_state(key, batch)))
-        state = engine.adopt_state(given)
-        step = _step(state)
-        if self.max_steps is not None and step >= self.max_steps:
-            raise ConfigurationError(
-                f"max_steps={self.max_steps} was asked for, but the given state is at step {step} already; "
-                "max_steps counts all optimizer steps of the state: raise it, or use max_epochs."
-            )
-        return state
-
-    def _checkpoint_to_resume(self, resume: str | os.PathLike[str] | None, *, given: Any) -> Checkpoint | None:
-        if resume is None:
-            return None
-        if given is not None:
-            raise ConfigurationError("fit got both state and resume; a resumed run has its state in the checkpoint.")
-        root = Path(self.default_root_dir or DEFAULT_ROOT).absolute()
-        found = find(resume, root)
-        if found is not None and "position" not in found.about():
-            raise CheckpointError(
-                f"The checkpoint {found.path} holds a state but no position in a run, so nothing can be resumed; "
-                "begin a new run with its state: fit(..., state=lj.restore(path, like))."
-            )
-        if found is None:
-            Output().write_line(f"resume='auto': no run to resume under {root}, so a new one begins")
-        return found
-
     def _schedule(self, epoch_batches: int | None) -> Schedule:
         return Schedule(
             max_epochs=self.max_epochs,
@@ -359,9 +331,9 @@ class Trainer:
           The outputs of all batches joined along their first axis, numpy arrays in the order of the data; waits for
           the device.
         """
-        source = self._data("predict", data, datamodule)
+        source = stage_data("predict", data, datamodule, self.limits)
         engine = self._engine_for(task)
-        state = self._state_for(engine, state, source)
+        state = self._state_to_evaluate(engine, state, source)
         progress = make_progress(self.enable_progress_bar)
         try:
             return predict(engine, state, source, progress)
@@ -371,9 +343,9 @@ class Trainer:
     def _evaluate(
         self, stage: Literal["val", "test"], task: TaskLike, data: Any, state: Any, datamodule: Any
     ) -> dict[str, Any]:
-        source = self._data(stage, data, datamodule)
+        source = stage_data(stage, data, datamodule, self.limits)
         engine = self._engine_for(task)
-        state = self._state_for(engine, state, source)
+        state = self._state_to_evaluate(engine, state, source)
         engine.trace_eval(state, source.first())
         progress = make_progress(self.enable_progress_bar)
         try:
@@ -386,33 +358,20 @@ class Trainer:
         if self.directory is not None:
             logger = LoggerCollection(self.loggers)
             scalars = {name: value for name, value in metrics.items() if isinstance(value, float)}
-            logger.log_metrics(_step(state), scalars)
+            logger.log_metrics(steps_done(state), scalars)
             logger.finish()
         return metrics
 
-    def _state_for(self, engine: JitEngine, state: Any, source: Source) -> Any:
-        if isinstance(state, str) and state in ("best", "last"):
-            state = getattr(self._checkpoints, state)
-            if state is None:
-                raise ConfigurationError("The last fit of this Trainer left no checkpoint; pass state=result.state.")
-        elif state is None:
-            state = self._state
-            if state is None:
-                raise ConfigurationError(
-                    "No state was given and this Trainer has not trained one; pass state=result.state, or the "
-                    "directory of a checkpoint."
-                )
-        if isinstance(state, Checkpoint):
-            return engine.place(state.restore())
-        if isinstance(state, str | os.PathLike):
-            like = engine.abstract_state(jax.random.key(self.seed), source.first())
-            return engine.place(Checkpoint.open(state).restore(like))
-        return engine.place(state)
+    def _state_to_evaluate(self, engine: JitEngine, given: Any, source: Source) -> Any:
+        key = jax.random.key(self.seed)
+        return state_to_evaluate(engine, key, source, given, self._state, self._checkpoints)
+
+    def _root(self) -> Path:
+        return Path(self.default_root_dir or DEFAULT_ROOT).absolute()
 
     def _cache_directory(self, *, has_files: bool) -> Path | None:
         if isinstance(self.compilation_cache, bool):
-            root = Path(self.default_root_dir or DEFAULT_ROOT).absolute()
-            return root / "compilation_cache" if self.compilation_cache and has_files else None
+            return self._root() / "compilation_cache" if self.compilation_cache and has_files else None
         return Path(self.compilation_cache).absolute()
 
     def _engine_for(self, task: TaskLike) -> JitEngine:
@@ -429,31 +388,6 @@ class Trainer:
                 task, log_every_n_steps=self.log_every_n_steps, eval_batches_per_call=batches, strict=self.strict
             )
         return self._engine
-
-    def _fit_data(self, train_data: Any, val_data: Any, datamodule: Any) -> tuple[Source, Source | None]:
-        if datamodule is not None:
-            if train_data is not None or val_data is not None:
-                raise ConfigurationError("fit got both loaders and a datamodule; pass one or the other.")
-            set_up(datamodule, "fit")
-            train_data = loader_of(datamodule, "train_dataloader")
-            val_data = loader_of(datamodule, "val_dataloader", optional=True)
-        if train_data is None:
-            raise ConfigurationError("fit got no training data; pass train_data or datamodule.")
-        train = as_source(train_data, "train_data", self.limits["train"])
-        return train, None if val_data is None else as_source(val_data, "val_data", self.limits["val"])
-
-    def _data(self, stage: Literal["val", "test", "predict"], data: Any, datamodule: Any) -> Source:
-        if datamodule is not None:
-            set_up(datamodule, "validate" if stage == "val" else stage)
-            data = loader_of(datamodule, f"{stage}_dataloader")
-        if data is None:
-            raise ConfigurationError(f"No {stage} data was given; pass data or datamodule.")
-        return as_source(data, f"{stage} data", self.limits[stage])
-
-
-def _step(state: Any) -> int:
-    """Returns the optimizer steps a state has done, as far as it counts them."""
-    return int(getattr(state, "step", 0))
 
 
 def _loggers(logger: bool | Logger | Sequence[Logger] | None) -> list[Logger]:

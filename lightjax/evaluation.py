@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -36,7 +37,7 @@ def evaluate(
     engine.compile_ahead("eval", data.specs(capacity))
     in_flight: deque[Any] = deque()
     progress.start_evaluation(stage, data.batches)
-    feed = stretches(data.epoch(epoch), engine.place_stretch, lambda _: capacity, capacity)
+    feed = stretches(data.epoch(epoch), partial(engine.place_stretch, "eval"), lambda _: capacity, capacity)
     with Prefetch(feed, stop=stop) as ahead:
         for stretch in ahead:
             if stop():

@@ -95,7 +95,7 @@ class Loop:
         """
         run, schedule, progress = self.run, self.schedule, self.progress
         progress.start(step=run.step, max_steps=schedule.max_steps, max_epochs=schedule.max_epochs)
-        self.engine.compile_ahead("train", self.train_data.specs(self.pace.steps))
+        self.engine.compile_ahead("train", self.train_data.specs(self.pace.capacity))
         if self.val_data is not None:
             self.engine.compile_ahead("eval", self.val_data.specs(self.engine.eval_capacity(self.val_data)))
         if not self.pace.measuring:
@@ -141,7 +141,7 @@ class Loop:
                 begun_s, self.rows, self.run.step, self.engine.compile_s
             ):
                 self.progress.print(str(self.pace))
-                self.engine.compile_ahead("train", self.train_data.specs(self.pace.steps))
+                self.engine.compile_ahead("train", self.train_data.specs(self.pace.capacity))
         if not self.pace.measuring and self.run.stopped_by is None:
             with Prefetch(self._stretches(cursor), stop=self.interrupt.requested) as ahead:
                 for stretch in ahead:
@@ -160,9 +160,9 @@ class Loop:
         step, batch, most = self.run.step, self.run.batch, self.pace.steps
         return stretches(
             cursor,
-            lambda stretch, taken: self.engine.place_stretch(stretch, step + taken, batch + taken),
+            lambda stretch, taken: self.engine.place_stretch("train", stretch, step + taken, batch + taken),
             lambda taken: self.cadence.steps_to_next_look(step + taken, batch + taken, most),
-            most,
+            self.pace.capacity,
         )
 
     def _train(self, stretch: Stretch) -> None:

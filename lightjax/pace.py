@@ -44,8 +44,12 @@ class Pace:
       total_steps: steps of the run, None where unknown.
       on_cpu: whether steps run on the CPU.
 
+    Steps that cannot loop are calls of their own. Their batches are moved to the device several at a time, which hides
+    the start of the calls as well; one program serves however many.
+
     Attributes:
-      steps: steps of a call at most.
+      steps: steps of a stretch at most.
+      capacity: room for steps in a stretch.
       reason: why, in words.
       measuring: whether steps are still being timed.
     """
@@ -61,12 +65,13 @@ class Pace:
         total_steps: int | None,
         on_cpu: bool,
     ) -> None:
+        self._loops = loops
         self._on_cpu = on_cpu
         self._automatic = wanted == "auto"
         self._total_steps = total_steps
         self._times_s: list[float] = []
         self.measuring = False
-        self.steps = 1
+        self.steps = self.capacity = 1
         closest = min((callback for callback in callbacks if callback.steps_between_looks()), key=_period, default=None)
         batch_bytes = max(1, _tree.size_in_bytes(batch))
         self._bounds = [
@@ -77,19 +82,23 @@ class Pace:
             self._bounds.append((epoch_steps, f"an epoch has {epoch_steps} steps"))
         if closest is not None:
             self._bounds.append((_period(closest), f"{type(closest).__name__} looks every {_period(closest)} steps"))
-        if not loops:
-            self.reason = "convolutions run faster outside of a loop on the CPU"
-        elif closest is not None and _period(closest) == 1:
+        if closest is not None and _period(closest) == 1:
             self.reason = f"{type(closest).__name__} looks at every step"
+        elif not loops:
+            self.reason = "convolutions run faster outside of a loop on the CPU"
+            self.capacity = min(CPU_STEPS if wanted == "auto" else wanted, *(most for most, _ in self._bounds))
+            self.measuring = self.capacity > 1
         elif isinstance(wanted, int):
-            self.steps, self.reason = min(wanted, epoch_steps or wanted), "as asked for"
+            self.steps = self.capacity = min(wanted, epoch_steps or wanted)
+            self.reason = "as asked for"
         else:
             self.reason = "measuring"
             self.measuring = True
 
     def __str__(self) -> str:
         """Returns the choice with its reason, for people."""
-        return f"steps_per_call={self.steps} ({'auto: ' if self._automatic else ''}{self.reason})"
+        steps, choice = self.steps if self._loops else 1, "auto: " if self._automatic else ""
+        return f"steps_per_call={steps} ({choice}{self.reason})"
 
     def observe(self, begun_s: float, output: Any, steps_done: int, compile_s: float) -> bool:
         """Times a call of one step, waiting for it; chooses after enough of them.
@@ -110,6 +119,10 @@ class Pace:
         if len(measured) < MEASURED_STEPS * (1 if step_s >= CALL_S else 10):
             return False
         self.measuring = False
+        if not self._loops:
+            self.steps = max(1, min(self.capacity, _longest(step_s)))
+            self.reason += f"; batches are moved {self.steps} at a time"
+            return True
         left = None if self._total_steps is None else max(0, self._total_steps - steps_done)
         took = f"{step_s * 1e3:.3g} ms a step"
         dispatch_bound = step_s < CALL_S
@@ -117,7 +130,7 @@ class Pace:
         saved_s = min(SAVED_S, step_s) if dispatch_bound else 0.0
         why = "dispatch-bound" if dispatch_bound else "dispatch is hidden"
         if self._on_cpu and needed < CPU_STEPS:
-            needed = min(CPU_STEPS, _power_of_two(LONGEST_CALL_S / step_s) // 2)
+            needed = min(CPU_STEPS, _longest(step_s))
             saved_s = max(saved_s, CPU_SAVED_SHARE * step_s)
             why = "longer calls allocate less often"
         steps, bound = min([(needed, ""), *self._bounds], key=lambda bound: bound[0])
@@ -126,8 +139,14 @@ class Pace:
         elif left is not None and left * saved_s < compile_s:
             self.reason = f"{took}, but {left} more steps are too few to win back a compilation of {compile_s:.2g} s"
         else:
-            self.steps, self.reason = steps, f"{took}, {why}{f'; {bound}' if bound else ''}"
+            self.steps = self.capacity = steps
+            self.reason = f"{took}, {why}{f'; {bound}' if bound else ''}"
         return True
+
+
+def _longest(step_s: float) -> int:
+    """Returns how many steps keep nobody waiting, 0 where one already does."""
+    return _power_of_two(LONGEST_CALL_S / step_s) // 2
 
 
 def _power_of_two(least: float) -> int:

@@ -261,7 +261,7 @@ class Trainer:
             closing.callback(progress.close)
             try:
                 # The first program compiles while the loggers start.
-                engine.compile_ahead("train", train.specs(pace.steps)[:1])
+                engine.compile_ahead("train", train.specs(pace.capacity)[:1])
                 if self.directory is not None:
                     logger.start(self.directory)
                 logger.log_hyperparams(self.hyperparameters)

@@ -21,7 +21,7 @@ from lightjax.data.source import Source
 from lightjax.data.stretch import STACK_BYTES, Stretch
 from lightjax.engine.contract import checked_eval_step, checked_init, checked_predict_step, checked_train_step, strong
 from lightjax.engine.packing import Packing, Vectors
-from lightjax.engine.program import Steps, eval_program, train_program
+from lightjax.engine.program import Steps, eval_program, eval_step_program, train_program, train_step_program
 from lightjax.errors import RecompileError
 
 
@@ -100,9 +100,15 @@ class JitEngine:
         """Puts arrays on the device; does not wait."""
         return jax.device_put(tree, self.device)
 
-    def place_stretch(self, stretch: Stretch, *before: int) -> Stretch:
-        """Puts a stretch on the device, in one transfer, with what the program has to know of what was done before."""
-        control = np.array([stretch.count, *before], np.int32)
+    def place_stretch(self, stage: str, stretch: Stretch, *before: int) -> Stretch:
+        """Puts a stretch on the device, in one transfer, with what the program has to know of what was done before.
+
+        Args:
+          stage: "train" or "eval".
+          stretch: on the host.
+          *before: for "train", optimizer steps and batches of the epoch done before; for "eval", batches evaluated.
+        """
+        control = np.array([stretch.count if self.loops(stage) else 0, *before], np.int32)
         steps, control = self.place((stretch.steps, control))
         return dataclasses.replace(stretch, steps=steps, control=control)
 
@@ -131,11 +137,11 @@ class JitEngine:
 
     def train_totals(self) -> tuple[Vectors, Vectors]:
         """Returns the totals a training begins with."""
-        return self._empty_totals("train"), self._empty_totals("train")
+        return self._zeros("train"), self._zeros("train")
 
     def eval_totals(self) -> Vectors:
         """Returns the totals an evaluation begins with."""
-        return self._empty_totals("eval")
+        return self._zeros("eval")
 
     def program(self, stage: str, stretch: Stretch) -> Callable[..., Any]:
         """Returns the compiled program of a stretch; waits for the compiler where it is not ready."""
@@ -151,32 +157,42 @@ class JitEngine:
         return found is not None and found.done()
 
     def train(self, state: Any, totals: Any, stretch: Stretch) -> tuple[Any, Any, Vectors]:
-        """Runs a stretch of train steps in one call; does not wait for it.
+        """Runs a stretch of train steps, in one call where steps can be looped; does not wait for it.
 
         Args:
           state: donated.
           totals: `(window, epoch)` metrics.
-          stretch: placed, with optimizer steps and batches of the epoch done before.
+          stretch: placed; runs once.
 
         Returns:
           The state after the stretch, the totals, and the window's metrics after each step, [capacity, length].
         """
-        return self.program("train", stretch)(state, totals, stretch.steps, stretch.control)
+        program = self.program("train", stretch)
+        if self.loops("train"):
+            return program(state, totals, stretch.steps, stretch.control)
+        rows, control = self._zeros("train", stretch.steps.capacity), stretch.control
+        for _ in range(stretch.count):
+            state, totals, rows, control = program(state, totals, rows, stretch.steps, control)
+        return state, totals, rows
 
     def evaluate(self, state: Any, totals: Vectors, stretch: Stretch) -> Vectors:
-        """Merges the metrics of a stretch of eval steps into `totals`, in one call; does not wait for it.
+        """Merges the metrics of a stretch of eval steps into `totals`; does not wait for it.
 
         Args:
           state: left as it is.
           totals: metrics of the batches before.
-          stretch: placed, with the number of batches evaluated before.
+          stretch: placed; runs once.
         """
-        return self.program("eval", stretch)(state, totals, stretch.steps, stretch.control)
+        program = self.program("eval", stretch)
+        if self.loops("eval"):
+            return program(state, totals, stretch.steps, stretch.control)
+        control = stretch.control
+        for _ in range(stretch.count):
+            totals, control = program(state, totals, stretch.steps, control)
+        return totals
 
     def eval_capacity(self, data: Source) -> int:
-        """Returns how many batches of this data one call evaluates."""
-        if not self.loops("eval"):
-            return 1
+        """Returns how many batches of this data a stretch of an evaluation has."""
         batch_bytes = _tree.size_in_bytes(self._traced["eval"].batch)
         fitting = max(1, STACK_BYTES // max(1, batch_bytes))
         return min(self.eval_batches_per_call, fitting, data.batches or fitting)
@@ -226,9 +242,9 @@ class JitEngine:
         program = traced.programs[steps.signature] = self._submit(stage, steps)
         return program
 
-    def _empty_totals(self, stage: str) -> Vectors:
+    def _zeros(self, stage: str, *leading: int) -> Vectors:
         lengths = self._traced[stage].packing.lengths
-        return self.place({dtype: np.zeros(length, dtype) for dtype, length in lengths.items()})
+        return self.place({dtype: np.zeros((*leading, length), dtype) for dtype, length in lengths.items()})
 
     def _trace(self, stage: str, function: Callable[..., Any], state: Any, batch: Any) -> None:
         shapes = (_tree.abstract(state), _tree.abstract(batch))
@@ -249,28 +265,31 @@ class JitEngine:
         """Lowers here, where contexts such as `jax.default_matmul_precision` hold, and compiles in the background."""
         if self._compiler is None:
             self._compiler = ThreadPoolExecutor(1, thread_name_prefix="lightjax-compiler")
-        return self._compiler.submit(self._compile, self._lowered(stage, _tree.abstract(steps)))
+        options = _sequential() if self.device.platform == "cpu" and self.loops(stage) else None
+        return self._compiler.submit(self._compile, self._lowered(stage, _tree.abstract(steps)), options)
 
-    def _compile(self, lowered: Any) -> Callable[..., Any]:
+    def _compile(self, lowered: Any, options: dict[str, str | bool] | None) -> Callable[..., Any]:
         begun_s = time.perf_counter()
-        program = lowered.compile(compiler_options=_cpu_options() if self.device.platform == "cpu" else None)
+        program = lowered.compile(compiler_options=options)
         self.compile_s = time.perf_counter() - begun_s
         return program
 
     def _lowered(self, stage: str, steps: Steps) -> Any:
         traced = self._traced[stage]
-        totals = jax.eval_shape(traced.packing.zeros)
-        looped = self.loops(stage)
+        step, packing = traced.step, traced.packing
+        looped, every = self.loops(stage), self.log_every_n_steps
+        totals, rows = jax.eval_shape(lambda: (packing.zeros(), packing.zeros(steps.capacity)))
         if stage == "train":
-            function = train_program(
-                traced.step, traced.packing, looped=looped, log_every_n_steps=self.log_every_n_steps
-            )
-            control, donated = np.zeros(3, np.int32), (0,)
-            arguments = (traced.state, (totals, totals), steps, control)
+            control, totals = np.zeros(3, np.int32), (totals, totals)
+            if looped:
+                function, donated = train_program(step, packing, log_every_n_steps=every), (0,)
+                arguments = (traced.state, totals, steps, control)
+            else:
+                function, donated = train_step_program(step, packing, log_every_n_steps=every), (0, 2)
+                arguments = (traced.state, totals, rows, steps, control)
         else:
-            function = eval_program(traced.step, traced.packing, looped=looped)
-            control, donated = np.zeros(2, np.int32), ()
-            arguments = (traced.state, totals, steps, control)
+            function, donated = (eval_program if looped else eval_step_program)(step, packing), ()
+            arguments = (traced.state, totals, steps, np.zeros(2, np.int32))
         # A program is compiled for arguments that lie where `place` puts them.
         placed = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(
@@ -282,11 +301,12 @@ class JitEngine:
 
 
 @functools.cache
-def _cpu_options() -> dict[str, str | bool] | None:
+def _sequential() -> dict[str, str | bool] | None:
     """Asks XLA on the CPU for the sequential order of operations, where it knows how.
 
     Its default order runs small operations side by side, and handing them to threads costs more than it gains: an MLP's
-    step that logs 10 scalars takes 81 us instead of 107, with the same bits (docs/decisions.md).
+    step that logs 10 scalars takes 81 us instead of 107, with the same bits. Not for convolutions: a small CNN's step
+    takes 9.3 ms instead of 7.3 (docs/decisions.md).
     """
     options: dict[str, str | bool] = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
     try:

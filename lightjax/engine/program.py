@@ -2,7 +2,8 @@
 
 Every step of a run goes through the same body, however the run is cut into calls, so that the cut never changes a
 number. The body runs inside a loop with a dynamic trip count: one program serves every length up to its capacity, and
-a loop of one step gives the bits of a loop of many.
+a loop of one step gives the bits of a loop of many. Where loops are slow (convolutions on the CPU), the body is a
+program of its own, always.
 """
 
 from __future__ import annotations
@@ -21,14 +22,13 @@ Steps = Stacked | Gathered
 
 
 def train_program(
-    step: Callable[[Any, Any], tuple[Any, Any]], packing: Packing, *, looped: bool, log_every_n_steps: int
+    step: Callable[[Any, Any], tuple[Any, Any]], packing: Packing, *, log_every_n_steps: int
 ) -> Callable[..., tuple[Any, Any, Vectors]]:
     """Builds the program of a stretch of train steps.
 
     Args:
       step: `(state, batch) -> (state, metrics)`.
       packing: of the step's metrics.
-      looped: whether the step runs in a loop. Without one the program runs exactly one step.
       log_every_n_steps: the length of the windows that metrics are merged over.
 
     Returns:
@@ -37,38 +37,57 @@ def train_program(
       `(window, epoch)`: metrics merged since the last window and epoch began, as packed vectors. `rows` is
       [capacity, length]: `window` as it stood after each step.
     """
+    merge = _merging(packing, log_every_n_steps)
 
     def program(state: Any, totals: tuple[Vectors, Vectors], steps: Steps, control: jax.Array) -> Any:
         count, steps_before, epoch_before = control[0], control[1], control[2]
-        capacity = steps.capacity
 
         def run(i: Any, carry: tuple[Any, Vectors]) -> tuple[Any, Vectors]:
             state, raw = carry
             new_state, metrics = step(state, steps.batch(i))
             return new_state, _put(raw, i, packing.pack(metrics))
 
-        def gather(i: Any, carry: tuple[Vectors, Vectors, Vectors]) -> tuple[Vectors, Vectors, Vectors]:
-            window, epoch, rows = carry
-            metrics = _at(raw, i)
-            epoch_begins = epoch_before + i == 0
-            window_begins = epoch_begins | ((steps_before + i) % log_every_n_steps == 0)
-            window = _joined(packing, window, metrics, window_begins)
-            return window, _joined(packing, epoch, metrics, epoch_begins), _put(rows, i, window)
+        def gather(i: Any, carry: tuple[tuple[Vectors, Vectors], Vectors]) -> tuple[tuple[Vectors, Vectors], Vectors]:
+            totals, rows = carry
+            totals = merge(totals, _at(raw, i), steps_before + i, epoch_before + i)
+            return totals, _put(rows, i, totals[0])
 
-        raw = packing.zeros(capacity)
-        if looped:
-            state, raw = lax.fori_loop(0, count, run, (state, raw))
-            window, epoch, rows = lax.fori_loop(0, count, gather, (*totals, packing.zeros(capacity)))
-        else:
-            state, raw = run(0, (state, raw))
-            window, epoch, rows = gather(0, (*totals, packing.zeros(capacity)))
-        return state, (window, epoch), rows
+        state, raw = lax.fori_loop(0, count, run, (state, packing.zeros(steps.capacity)))
+        totals, rows = lax.fori_loop(0, count, gather, (totals, packing.zeros(steps.capacity)))
+        return state, totals, rows
+
+    return program
+
+
+def train_step_program(
+    step: Callable[[Any, Any], tuple[Any, Any]], packing: Packing, *, log_every_n_steps: int
+) -> Callable[..., tuple[Any, Any, Vectors, jax.Array]]:
+    """Builds the program of one train step outside of a loop, called once for each step of a stretch.
+
+    What it needs to know of the place in the stretch goes from call to call on the device: the batches of a stretch are
+    moved there together, and nothing else is.
+
+    Args:
+      step: `(state, batch) -> (state, metrics)`.
+      packing: of the step's metrics.
+      log_every_n_steps: the length of the windows that metrics are merged over.
+
+    Returns:
+      `(state, totals, rows, steps, control) -> (state, totals, rows, control)`, as for `train_program`; but `control`
+      is int32[3]: the number of the step in the stretch, optimizer steps done before, batches of the epoch done before.
+    """
+    merge = _merging(packing, log_every_n_steps)
+
+    def program(state: Any, totals: Any, rows: Vectors, steps: Steps, control: jax.Array) -> Any:
+        state, metrics = step(state, steps.batch(control[0]))
+        totals = merge(totals, packing.pack(metrics), control[1], control[2])
+        return state, totals, _put(rows, control[0], totals[0]), control + 1
 
     return program
 
 
 def eval_program(
-    step: Callable[[Any, Any], Any], packing: Packing, *, looped: bool
+    step: Callable[[Any, Any], Any], packing: Packing
 ) -> Callable[[Any, Vectors, Steps, jax.Array], Vectors]:
     """Builds the program of a stretch of eval steps.
 
@@ -82,9 +101,38 @@ def eval_program(
             metrics = packing.pack(step(state, steps.batch(i)))
             return _joined(packing, totals, metrics, control[1] + i == 0)
 
-        return lax.fori_loop(0, control[0], run, totals) if looped else run(0, totals)
+        return lax.fori_loop(0, control[0], run, totals)
 
     return program
+
+
+def eval_step_program(
+    step: Callable[[Any, Any], Any], packing: Packing
+) -> Callable[[Any, Vectors, Steps, jax.Array], tuple[Vectors, jax.Array]]:
+    """Builds the program of one eval step outside of a loop, called once for each step of a stretch.
+
+    Returns:
+      `(state, totals, steps, control) -> (totals, control)`, with `control` int32[2]: the number of the batch in the
+      stretch, batches evaluated before.
+    """
+
+    def program(state: Any, totals: Vectors, steps: Steps, control: jax.Array) -> tuple[Vectors, jax.Array]:
+        metrics = packing.pack(step(state, steps.batch(control[0])))
+        return _joined(packing, totals, metrics, control[1] == 0), control + 1
+
+    return program
+
+
+def _merging(packing: Packing, log_every_n_steps: int) -> Callable[..., tuple[Vectors, Vectors]]:
+    """Returns `(totals, metrics, steps_before, epoch_before) -> totals`, which begins windows and epochs anew."""
+
+    def merge(totals: tuple[Vectors, Vectors], metrics: Vectors, steps_before: Any, epoch_before: Any) -> Any:
+        window, epoch = totals
+        epoch_begins = epoch_before == 0
+        window_begins = epoch_begins | (steps_before % log_every_n_steps == 0)
+        return _joined(packing, window, metrics, window_begins), _joined(packing, epoch, metrics, epoch_begins)
+
+    return merge
 
 
 def _joined(packing: Packing, gathered: Vectors, metrics: Vectors, begins: jax.Array) -> Vectors:

@@ -66,14 +66,26 @@ def test_auto_chooses_from_the_measured_step_and_says_why(monkeypatch, step_s, a
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"callbacks": [Every(5), Every(1)]}, "Every looks at every step"),
-        ({"loops": False}, "convolutions run faster outside of a loop"),
+        ({}, "Every looks at every step"),
+        ({"loops": False}, "Every looks at every step"),
     ],
 )
-def test_what_forces_single_steps_is_named(wanted, arguments, reason, monkeypatch):
-    pace = chosen(1e-3, monkeypatch, wanted=wanted, **arguments)
-    assert pace.steps == 1
+def test_a_callback_that_forces_single_steps_is_named(wanted, arguments, reason, monkeypatch):
+    pace = chosen(1e-3, monkeypatch, wanted=wanted, callbacks=[Every(5), Every(1)], **arguments)
+    assert (pace.steps, pace.capacity) == (1, 1)
     assert reason in str(pace)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "step_s", "moved", "capacity"), [("auto", 1e-3, 8, 8), ("auto", 0.3, 2, 8), (3, 1e-3, 3, 3)]
+)
+def test_steps_that_cannot_loop_stay_single_and_their_batches_move_together(
+    wanted, step_s, moved, capacity, monkeypatch
+):
+    pace = chosen(step_s, monkeypatch, wanted=wanted, loops=False, on_cpu=True)
+    assert (pace.steps, pace.capacity) == (moved, capacity)
+    assert "steps_per_call=1 (" in str(pace)
+    assert f"outside of a loop on the CPU; batches are moved {moved} at a time" in str(pace)
 
 
 def test_a_number_is_kept():

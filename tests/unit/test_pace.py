@@ -121,7 +121,7 @@ def test_max_time_ends_a_run_within_an_epoch_with_an_evaluation():
             time.sleep(0.01)
             yield from lj.ArrayLoader(linear_data(8), 4).epoch(0)
 
-    result = quiet(max_time=0.3).fit(linear_task(), slow, lj.ArrayLoader(linear_data(8), 4))
+    result = quiet(max_time=2.0).fit(linear_task(), slow, lj.ArrayLoader(linear_data(8), 4))
     assert result.stopped_by == "max_time"
     assert "val/loss" in result.history[-1]
     assert int(result.state.step) > 1

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lightjax.callbacks import Callback, ModelCheckpoint
-from lightjax.engine.jit import JitEngine
+from lightjax.engine.engine import Engine
 from lightjax.errors import ConfigurationError, MetricError
 from lightjax.loggers import Logger
 
@@ -49,7 +49,7 @@ def check_arguments(trainer: Trainer) -> None:
         )
 
 
-def check_monitored(callbacks: Sequence[Callback], engine: JitEngine, *, validates: bool) -> None:
+def check_monitored(callbacks: Sequence[Callback], engine: Engine, *, validates: bool) -> None:
     """Finds monitored names that nobody will report, before anything runs.
 
     A callback of the user's may report names of its own; then it is found when the name is missed.

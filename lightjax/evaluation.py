@@ -12,14 +12,14 @@ import jax
 from lightjax.data.feed import stretches
 from lightjax.data.prefetch import Prefetch
 from lightjax.data.source import Source
+from lightjax.engine.engine import Engine
 from lightjax.engine.in_flight import bound
-from lightjax.engine.jit import JitEngine
 from lightjax.progress import Progress
 
 
 def evaluate(
     state: Any,
-    engine: JitEngine,
+    engine: Engine,
     data: Source,
     epoch: int,
     stage: str,

@@ -24,8 +24,8 @@ from lightjax.data.feed import stretches
 from lightjax.data.prefetch import Prefetch
 from lightjax.data.source import Source
 from lightjax.data.stretch import Cursor, Stretch
+from lightjax.engine.engine import Engine
 from lightjax.engine.in_flight import bound
-from lightjax.engine.jit import JitEngine
 from lightjax.evaluation import evaluate
 from lightjax.interrupt import Interrupt
 from lightjax.metrics import numbers
@@ -53,7 +53,7 @@ class Loop:
     def __init__(
         self,
         run: Run,
-        engine: JitEngine,
+        engine: Engine,
         train_data: Source,
         val_data: Source | None,
         schedule: Schedule,

@@ -10,12 +10,12 @@ import jax
 
 from lightjax.checkpoint import Checkpoint, Checkpoints, find
 from lightjax.data.source import Source
-from lightjax.engine.jit import JitEngine
+from lightjax.engine.engine import Engine
 from lightjax.errors import CheckpointError, ConfigurationError
 from lightjax.progress.output import Output
 
 
-def initial_state(engine: JitEngine, key: jax.Array, batch: Any, given: Any, max_steps: int | None) -> Any:
+def initial_state(engine: Engine, key: jax.Array, batch: Any, given: Any, max_steps: int | None) -> Any:
     """Makes the state a training begins with, on the device.
 
     Args:
@@ -66,7 +66,7 @@ def checkpoint_to_resume(resume: str | os.PathLike[str] | None, root: Path, *, g
 
 
 def state_to_evaluate(
-    engine: JitEngine, key: jax.Array, data: Source, given: Any, trained: Any, checkpoints: Checkpoints
+    engine: Engine, key: jax.Array, data: Source, given: Any, trained: Any, checkpoints: Checkpoints
 ) -> Any:
     """Finds the state that an evaluation or prediction is of, and places it.
 
@@ -93,10 +93,10 @@ def state_to_evaluate(
                 "directory of a checkpoint."
             )
     if isinstance(given, Checkpoint):
-        return engine.place(given.restore())
+        return engine.place_state(given.restore())
     if isinstance(given, str | os.PathLike):
-        return engine.place(Checkpoint.open(given).restore(engine.abstract_state(key, data.first())))
-    return engine.place(given)
+        return engine.place_state(Checkpoint.open(given).restore(engine.abstract_state(key, data.first())))
+    return engine.place_state(given)
 
 
 def steps_done(state: Any) -> int:

@@ -10,12 +10,12 @@ import numpy as np
 
 from lightjax import _tree
 from lightjax.data.source import Source
-from lightjax.engine.jit import JitEngine
+from lightjax.engine.engine import Engine
 from lightjax.errors import StepError
 from lightjax.progress import Progress
 
 
-def predict(engine: JitEngine, state: Any, data: Source, progress: Progress) -> Any:
+def predict(engine: Engine, state: Any, data: Source, progress: Progress) -> Any:
     """Runs the predict step on one pass over the data.
 
     Outputs are read one batch late, while the next one is computed.

@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 
-from lightjax.engine.jit import JitEngine
+from lightjax.engine.engine import Engine
 from lightjax.history import Report
 from lightjax.metrics import numbers
 
 
 def window_reports(
-    engine: JitEngine, rows: Any, steps: range, epoch: int, every: int
+    engine: Engine, rows: Any, steps: range, epoch: int, every: int
 ) -> Callable[[], Iterator[Report]] | None:
     """Picks the steps of a stretch that end a window.
 
@@ -41,7 +41,7 @@ def window_reports(
 
 
 def totals_report(
-    engine: JitEngine, stage: str, totals: Any, step: int, epoch: int, *, prefix: str, suffix: str = ""
+    engine: Engine, stage: str, totals: Any, step: int, epoch: int, *, prefix: str, suffix: str = ""
 ) -> Callable[[], Iterator[Report]]:
     """Returns a function that waits for the device and reads the metrics of an epoch or an evaluation."""
 

@@ -16,7 +16,7 @@ from lightjax.history import History, Report
 
 if TYPE_CHECKING:
     from lightjax.checkpoint import Checkpoint, Checkpointer
-    from lightjax.engine.jit import JitEngine
+    from lightjax.engine.engine import Engine
     from lightjax.loggers import Logger
     from lightjax.trainer import Trainer
 
@@ -44,7 +44,7 @@ class Run:
     def __init__(
         self,
         trainer: Trainer,
-        engine: JitEngine,
+        engine: Engine,
         state: Any,
         history: History,
         logger: Logger,

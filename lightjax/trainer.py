@@ -18,7 +18,9 @@ from lightjax.checks import check_arguments, check_monitored
 from lightjax.compilation_cache import compilation_cache_in
 from lightjax.data.source import Source
 from lightjax.data.stage import fit_data, stage_data
+from lightjax.engine.engine import Engine
 from lightjax.engine.jit import JitEngine
+from lightjax.engine.layout import OneDevice
 from lightjax.errors import ConfigurationError
 from lightjax.evaluation import evaluate
 from lightjax.history import History
@@ -147,7 +149,7 @@ class Trainer:
         self.directory: Path | None = None
         self._checkpoints = Checkpoints()
         self._state: Any = None
-        self._engine: JitEngine | None = None
+        self._engine: Engine | None = None
 
     @property
     def described(self) -> dict[str, Any]:
@@ -215,7 +217,7 @@ class Trainer:
 
     def _run(
         self,
-        engine: JitEngine,
+        engine: Engine,
         state: Any,
         train: Source,
         val: Source | None,
@@ -292,7 +294,7 @@ class Trainer:
             val_check_batches=batches_between(self.val_check_interval, epoch_batches),
         )
 
-    def _pace(self, engine: JitEngine, batch: Any, epoch_steps: int | None, total_steps: int | None) -> Pace:
+    def _pace(self, engine: Engine, batch: Any, epoch_steps: int | None, total_steps: int | None) -> Pace:
         return Pace(
             self.steps_per_call,
             loops=engine.loops("train"),
@@ -300,7 +302,7 @@ class Trainer:
             batch=batch,
             epoch_steps=epoch_steps,
             total_steps=total_steps,
-            on_cpu=engine.device.platform == "cpu",
+            on_cpu=engine.platform == "cpu",
         )
 
     def validate(
@@ -362,7 +364,7 @@ class Trainer:
             logger.finish()
         return metrics
 
-    def _state_to_evaluate(self, engine: JitEngine, given: Any, source: Source) -> Any:
+    def _state_to_evaluate(self, engine: Engine, given: Any, source: Source) -> Any:
         key = jax.random.key(self.seed)
         return state_to_evaluate(engine, key, source, given, self._state, self._checkpoints)
 
@@ -374,7 +376,7 @@ class Trainer:
             return self._root() / "compilation_cache" if self.compilation_cache and has_files else None
         return Path(self.compilation_cache).absolute()
 
-    def _engine_for(self, task: TaskLike) -> JitEngine:
+    def _engine_for(self, task: TaskLike) -> Engine:
         """Returns an engine of the task, the one of the last call if it was the same task: its programs are kept."""
         for method in ("init", "train_step"):
             if not callable(getattr(task, method, None)):
@@ -385,7 +387,11 @@ class Trainer:
         if self._engine is None or self._engine.task is not task:
             batches = 8 if self.steps_per_call == "auto" else self.steps_per_call
             self._engine = JitEngine(
-                task, log_every_n_steps=self.log_every_n_steps, eval_batches_per_call=batches, strict=self.strict
+                task,
+                OneDevice(jax.devices()[0]),
+                log_every_n_steps=self.log_every_n_steps,
+                eval_batches_per_call=batches,
+                strict=self.strict,
             )
         return self._engine
 

@@ -20,10 +20,13 @@ class Interrupt:
 
     Attributes:
       reason: "interrupt" or "preempted" once a signal has come, else None.
+      steps_run: whether there is something to finish; before, a person's first Ctrl-C ends the program as ever, while a
+        scheduler's signal is remembered.
     """
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.steps_run = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def requested(self) -> bool:
@@ -40,6 +43,6 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.requested():
+        if self.requested() or (number == signal.SIGINT and not self.steps_run):
             raise KeyboardInterrupt
         self.reason = REASONS[signal.Signals(number)]

@@ -48,6 +48,7 @@ class Loop:
       pace: how many steps run in one call.
       callbacks: who looks.
       progress: shows people where it is.
+      interrupt: entered; says whether a signal asks for the end.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Loop:
         pace: Pace,
         callbacks: Sequence[Callback],
         progress: Progress,
+        interrupt: Interrupt,
     ) -> None:
         self.run = run
         self.engine = engine
@@ -69,7 +71,7 @@ class Loop:
         self.pace = pace
         self.callbacks = callbacks
         self.progress = progress
-        self.interrupt = Interrupt()
+        self.interrupt = interrupt
         batch_period = None if val_data is None else schedule.val_check_batches
         self.cadence = Cadence.of(callbacks, schedule.max_steps, batch_period)
         self.rows: Any = None
@@ -101,29 +103,33 @@ class Loop:
         if not self.pace.measuring:
             progress.print(str(self.pace))
         limit = schedule.end(run)
-        with self.interrupt:
-            call(self.callbacks, "on_fit_start", run)
-            if resumed is not None:
-                run.restore_callbacks(resumed)
-            while run.stopped_by is None and limit is None:
-                progress.start_epoch(run.epoch, self.train_data.batches)
-                call(self.callbacks, "on_train_epoch_start", run)
-                if run.batch:
-                    self._validate_within_epoch()
-                complete = self._train_epoch(self.train_data.epoch(run.epoch, run.batch))
-                if self.val_data is not None and run.validated_at != run.step and schedule.validates_in(run.epoch):
-                    self._validate(self.val_data)
-                if self.interrupt.requested():
-                    run.stop(self.interrupt.reason or "interrupt")
-                    break
-                run.epoch_ended = complete
-                call(self.callbacks, "on_train_epoch_end", run)
-                progress.end_epoch(run.epoch, run.step, shown(run.metrics, epoch=True))
-                if complete:
-                    run.next_epoch()
-                limit = schedule.end(run)
-            call(self.callbacks, "on_fit_end", run)
-            run.history.settle()
+        if self.interrupt.reason is not None:
+            run.stop(self.interrupt.reason)
+        call(self.callbacks, "on_fit_start", run)
+        if resumed is not None:
+            run.restore_callbacks(resumed)
+        self.interrupt.steps_run = True
+        while run.stopped_by is None and limit is None:
+            progress.start_epoch(run.epoch, self.train_data.batches)
+            call(self.callbacks, "on_train_epoch_start", run)
+            if run.batch:
+                self._validate_within_epoch()
+            complete = self._train_epoch(self.train_data.epoch(run.epoch, run.batch))
+            if self.val_data is not None and run.validated_at != run.step and schedule.validates_in(run.epoch):
+                self._validate(self.val_data)
+            if self.interrupt.requested():
+                run.stop(self.interrupt.reason or "interrupt")
+                break
+            run.epoch_ended = complete
+            if complete:
+                run.place = self.train_data.after_pass(run.place)
+            call(self.callbacks, "on_train_epoch_end", run)
+            progress.end_epoch(run.epoch, run.step, shown(run.metrics, epoch=True))
+            if complete:
+                run.next_epoch()
+            limit = schedule.end(run)
+        call(self.callbacks, "on_fit_end", run)
+        run.history.settle()
         return run.stopped_by or limit or "interrupt"
 
     def _train_epoch(self, cursor: Cursor) -> bool:
@@ -174,7 +180,7 @@ class Loop:
         with jax.transfer_guard("disallow"):
             state, run.totals, self.rows = self.engine.train(run.state, run.totals, stretch)
         steps = range(run.step + 1, run.step + stretch.count + 1)
-        run.advance(state, stretch.count)
+        run.advance(state, stretch.count, stretch.place)
         if windows := window_reports(self.engine, self.rows, steps, run.epoch, schedule.log_every_n_steps):
             run.history.promise(windows)
         bound(self.in_flight, (self.rows, stretch.count - 1))

@@ -33,6 +33,7 @@ class Run:
       step: optimizer steps done.
       epoch: the epoch, counted from 0.
       batch: batches of this epoch done.
+      place: where the training data is, as JSON; None where epoch and batch say it all.
       epoch_ended: whether the epoch's training and evaluation are over.
       totals: packed metrics since the last window and since the epoch began, on the device.
       history: the rows reported so far.
@@ -58,6 +59,7 @@ class Run:
         self.step = int(getattr(state, "step", 0))
         self.epoch = 0
         self.batch = 0
+        self.place: Any = None
         self.epoch_ended = False
         self.totals: Any = None
         self.stopped_by: str | None = None
@@ -93,9 +95,10 @@ class Run:
         self.history.settle()
         return self.history.latest
 
-    def advance(self, state: Any, steps: int) -> None:
+    def advance(self, state: Any, steps: int, place: Any) -> None:
         """Moves on by a stretch of steps (called by the loop)."""
         self._state = state
+        self.place = place
         self.step += steps
         self.batch += steps
 
@@ -170,6 +173,7 @@ class Run:
                 "position": {
                     "epoch": self.epoch + self.epoch_ended,
                     "batch": 0 if self.epoch_ended else self.batch,
+                    "place": self.place,
                     "validated_at": self.validated_at,
                     "epochs_reported": self.epochs_reported,
                     "reports": self.history.reports,
@@ -188,9 +192,11 @@ class Run:
           checkpoint: of that run.
           about: what is kept beside it.
         """
+        if self._checkpointer is not None:
+            self._checkpointer.go_on_from(dataclasses.replace(checkpoint, like=_tree.abstract(self._state)))
         position = about["position"]
         self.step = checkpoint.step
-        self.epoch, self.batch = position["epoch"], position["batch"]
+        self.epoch, self.batch, self.place = position["epoch"], position["batch"], position["place"]
         self.validated_at = position["validated_at"]
         self.epochs_reported = position["epochs_reported"]
         if position["stopped_by"] not in GOES_ON_AFTER:

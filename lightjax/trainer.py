@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import timedelta
@@ -24,6 +25,7 @@ from lightjax.engine.layout import OneDevice
 from lightjax.errors import ConfigurationError
 from lightjax.evaluation import evaluate
 from lightjax.history import History
+from lightjax.interrupt import Interrupt
 from lightjax.loggers import CSVLogger, Logger, LoggerCollection, TensorBoardLogger
 from lightjax.loop import Loop, call
 from lightjax.metrics import numbers
@@ -201,7 +203,8 @@ class Trainer:
         keeper = next((one for one in self.callbacks if isinstance(one, ModelCheckpoint)), None)
         self.directory = None
         checkpoint = checkpoint_to_resume(self.resume if resume is None else resume, self._root(), given=state)
-        with compilation_cache_in(self._cache_directory(has_files=keeper is not None or bool(self.loggers))):
+        cache = compilation_cache_in(self._cache_directory(has_files=keeper is not None or bool(self.loggers)))
+        with Interrupt() as interrupt, cache:
             engine = self._engine_for(task)
             batch = train.first()
             given = state if checkpoint is None else checkpoint
@@ -213,7 +216,7 @@ class Trainer:
             schedule = self._schedule(train.batches)
             pace = self._pace(engine, batch, train.batches, schedule.total_steps(steps_done(state), train.batches))
             # From here on nothing the user wrote is wrong, as far as one can see without running it.
-            return self._run(engine, state, train, val, schedule, pace, keeper, checkpoint)
+            return self._run(engine, state, train, val, schedule, pace, keeper, checkpoint, interrupt)
 
     def _run(
         self,
@@ -225,11 +228,14 @@ class Trainer:
         pace: Pace,
         keeper: ModelCheckpoint | None,
         checkpoint: Checkpoint | None,
+        interrupt: Interrupt,
     ) -> FitResult[Any]:
         """Makes the run directory and all that writes into it, runs the loop, and closes them again."""
         output = Output()
         if self.enable_model_summary:
             output.write_line(str(summarize(state)))
+        if keeper is not None and (reason := train.inexact()):
+            warnings.warn(f"A resumed run will not see the batches this run would have seen: {reason}", stacklevel=3)
         if keeper is not None or self.loggers:
             if checkpoint is not None and checkpoint.path.parent.name == FOLDER:
                 self.directory = checkpoint.path.parents[1]
@@ -254,6 +260,7 @@ class Trainer:
             output.write_line(
                 f"resumed from {checkpoint.path} at step {run.step}, batch {run.batch} of epoch {run.epoch}"
             )
+            train.resume(run.epoch, run.batch, run.place, output.write_line, interrupt.requested)
         with ExitStack() as closing:
             # Each is closed whatever the others raise: the display first, the loggers after the checkpoints.
             closing.callback(logger.finish)
@@ -267,7 +274,8 @@ class Trainer:
                 if self.directory is not None:
                     logger.start(self.directory)
                 logger.log_hyperparams(self.hyperparameters)
-                stopped_by = Loop(run, engine, train, val, schedule, pace, self.callbacks, progress).fit(about)
+                loop = Loop(run, engine, train, val, schedule, pace, self.callbacks, progress, interrupt)
+                stopped_by = loop.fit(about)
             except BaseException as error:
                 call(self.callbacks, "on_exception", run, error)
                 raise

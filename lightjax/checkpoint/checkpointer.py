@@ -97,6 +97,11 @@ class Checkpointer:
             self._write(held)
         return self._newest
 
+    def go_on_from(self, checkpoint: Checkpoint) -> None:
+        """Takes a checkpoint of this directory for the newest: it is not written again before there is a newer one."""
+        if checkpoint.path.parent == self.directory:
+            self._newest = checkpoint
+
     def open(self, step: int) -> Checkpoint | None:
         """Returns the checkpoint of a step that is on disk; None where there is none that is whole."""
         path = self.directory / f"step_{step}"

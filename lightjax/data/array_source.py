@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -34,6 +35,15 @@ class ArraySource:
     def epoch(self, index: int, start: int = 0) -> Cursor:
         """Returns a cursor at batch `start` of an epoch, in constant time."""
         return _ArrayCursor(self, self.loader.order(index), start)
+
+    def resume(self, epoch: int, batch: int, place: Any, say: Callable[[str], None], stop: Callable[[], bool]) -> None:
+        """Has nothing to do: any batch of any epoch is entered in constant time."""
+
+    def after_pass(self, place: Any) -> None:
+        """Returns None: the epoch says it all."""
+
+    def inexact(self) -> None:
+        """Returns None: the order depends on seed and epoch alone."""
 
     def specs(self, capacity: int) -> list[Stacked | Gathered]:
         """Returns the shapes of the stretches to come: full batches, and the shorter last one if there is one."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lightjax import _tree
+from lightjax.data import passes
+from lightjax.data.passes import Pass
 from lightjax.data.stretch import Cursor, Gathered, Stacked, Stretch, canonical, stacked_spec
-from lightjax.errors import DataError
+from lightjax.errors import CheckpointError, DataError
 
 
 class IterableSource:
@@ -29,26 +31,73 @@ class IterableSource:
         self._limit = limit
         known = [number for number in (limit, length) if number is not None]
         self.batches = min(known) if length is not None else None
-        self._pending: Iterator[Any] | None = None
+        self._loader: Any = None
+        self._pending: Pass | None = None
         self._spec: Any = None
         self._first: Any = None
         self.shapes: tuple[tuple[int, ...], ...] = ()
 
     def first(self) -> Any:
         """Returns the first batch of the next pass, which goes on from there."""
-        batches = self._pass()
-        batch = next(batches, None)
+        found = self._pass(0)
+        batch = found.next()
         if batch is None:
             raise DataError(f"{self.name} is empty: it gave no batch; pass a loader with at least one batch.")
-        self._pending = itertools.chain([batch], batches)
+        found.hold(batch)
+        self._pending = found
         return self.host_batch(batch, 0, 0)
 
     def epoch(self, index: int, start: int = 0) -> Cursor:
-        """Returns a cursor at batch `start` of a new pass; the batches before are read and left out."""
-        batches = self._pass()
+        """Returns a cursor at the beginning of a new pass, or where `resume` left the pass of this epoch."""
+        found = self._pass(index)
         self._pending = None
-        limited = itertools.islice(batches, start, self._limit)
-        return _IterableCursor(self, limited, index, start)
+        return _IterableCursor(self, found, index, start, self._limit)
+
+    def resume(
+        self, epoch: int, batch: int, place: Any, say: Callable[[str], None], stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Goes to a batch of an epoch: at once where the loader can, else by reading again."""
+        if epoch == batch == 0:
+            return
+        begun_s, read, first = time.monotonic(), 0, self._pass(0)
+        if passes.has_order_of_chance(self._loader):
+            if batch:
+                raise CheckpointError(
+                    f"The checkpoint is at batch {batch} of epoch {epoch}, but nobody can say which batches those "
+                    f"were: {self.name} {_BY_CHANCE} Train on from its state in a new epoch: "
+                    "fit(..., state=lj.restore(path, like))."
+                )
+            self._pending = None
+        elif place is not None or first.place() is not None:
+            if not passes.are_alike(place, first.place()):
+                raise CheckpointError(
+                    f"The checkpoint was saved while {self.name} was another kind of loader, whose place this one "
+                    "cannot find; pass the loader that the run began with, or begin a new run with its state: "
+                    "fit(..., state=lj.restore(path, like))."
+                )
+            self._pending = self._pass_at(epoch, batch, place)
+        elif (found := passes.begin_later(self._loader, epoch, batch)) is not None:
+            self._pending = found
+        else:
+            for index in range(epoch + 1):
+                found, left = self._pass(index), batch if index == epoch else self._limit
+                self._pending = found if index == epoch else None
+                while left != 0 and not stop() and found.next() is not None:
+                    left, read = None if left is None else left - 1, read + 1
+            say(
+                f"{self.name} was read again up to batch {batch} of epoch {epoch}: {read} batches in "
+                f"{time.monotonic() - begun_s:.1f} s; lj.ArrayLoader, grain and loaders with state_dict() and "
+                "load_state_dict() go there at once"
+            )
+
+    def after_pass(self, place: Any) -> Any:
+        """Returns the place between two passes, given the last one within the pass before."""
+        mark = passes.mark_of_generators(self._loader)
+        return place if mark is None else {"mark": mark, "read": 0, "over": True}
+
+    def inexact(self) -> str | None:
+        """Says why a resumed run would see other batches than the uninterrupted one; None where it sees the same."""
+        return f"{self.name} {_BY_CHANCE}" if passes.has_order_of_chance(self._loader) else None
 
     def specs(self, capacity: int) -> list[Stacked | Gathered]:
         """Returns the shapes of the stretches to come, as far as the first batch tells them."""
@@ -71,48 +120,75 @@ class IterableSource:
             )
         return arrays
 
-    def _pass(self) -> Iterator[Any]:
-        if self._pending is not None:
-            return self._pending
+    def _pass(self, index: int) -> Pass:
+        """Returns the pass that was begun already, or begins one."""
+        return self._pending or passes.begin(self._open(), index)
+
+    def _pass_at(self, epoch: int, batch: int, place: Any) -> Pass | None:
+        """Returns the pass of an epoch at a batch, by its place; None for an epoch that is still to begin."""
+        if place.get("over"):
+            passes.set_generators(self._loader, place["mark"])
+            return None
+        found = passes.begin_at(self._open(), epoch if batch else epoch - 1, place["mark"])
+        for _ in range(place["read"]):
+            if found.next() is None:
+                raise CheckpointError(
+                    f"{self.name} ended before batch {batch} of epoch {epoch}, where the checkpoint is; pass the data "
+                    "that the run began with."
+                )
+        if batch:
+            return found
+        if self._limit is None:
+            found.next()  # the pass before has to end as it did
+        return None
+
+    def _open(self) -> Any:
         opened = self._open_pass()
         if not (isinstance(opened, Iterable) or hasattr(opened, "__getitem__")):
             raise DataError(
                 f"{self.name} is a function that returned {a_or_an(type(opened).__name__)}, which is no iterable; it "
                 "has to return or yield batches."
             )
-        return iter(opened)
+        self._loader = opened
+        return opened
+
+
+_BY_CHANCE = (
+    "shuffles by torch's global random numbers. Give it a generator of its own and its order can be found again: "
+    "DataLoader(..., shuffle=True, generator=torch.Generator().manual_seed(0))."
+)
 
 
 class _IterableCursor:
-    def __init__(self, source: IterableSource, batches: Iterator[Any], epoch: int, start: int) -> None:
+    def __init__(self, source: IterableSource, batches: Pass, epoch: int, start: int, limit: int | None) -> None:
         self.source, self.batches, self.epoch = source, batches, epoch
-        self.number = start
-        self.ahead: Any = None
+        self.number, self.limit = start, limit
 
     def take(self, most: int, capacity: int) -> Stretch | None:
+        self.batches.note()
         batch = self._next()
         if batch is None:
             return None
         shapes = _shapes(batch)
         if shapes != self.source.shapes:
-            return _Stack(batch, 1).stretch()
+            capacity = most = 1
         stack = _Stack(batch, capacity)
         while stack.count < most:
             batch = self._next()
             if batch is None:
                 break
             if _shapes(batch) != shapes:
-                self.ahead = batch
+                self.batches.hold(batch)
+                self.number -= 1
                 break
             stack.add(batch)
-        return stack.stretch()
+        return stack.stretch(self.batches.place())
 
     def _next(self) -> Any:
-        if self.ahead is not None:
-            batch, self.ahead = self.ahead, None
-            return batch
+        if self.number == self.limit:
+            return None
         try:
-            batch = next(self.batches, None)
+            batch = self.batches.next()
         except Exception as error:
             error.add_note(f"{self.source.name} raised this instead of batch {self.number} of epoch {self.epoch}.")
             raise
@@ -156,12 +232,12 @@ class _Stack:
                 column[self.count] = leaf
         self.count += 1
 
-    def stretch(self) -> Stretch:
+    def stretch(self, place: Any) -> Stretch:
         stacks = [
             jnp.stack([*column, *[column[-1]] * (self.capacity - self.count)]) if isinstance(column, list) else column
             for column in self.columns
         ]
-        return Stretch(Stacked(jax.tree.unflatten(self.structure, stacks)), self.count)
+        return Stretch(Stacked(jax.tree.unflatten(self.structure, stacks)), self.count, place=place)
 
 
 def _as_array(leaf: Any, path: str, name: str, where: str) -> Any:

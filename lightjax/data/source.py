@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Callable, Iterable, Sized
 from typing import Any, Protocol
 
 from lightjax.data.array_loader import ArrayLoader
@@ -27,7 +27,30 @@ class Source(Protocol):
         ...
 
     def epoch(self, index: int, start: int = 0) -> Cursor:
-        """Returns a cursor at batch `start` of an epoch."""
+        """Returns a cursor at batch `start` of an epoch; where that is not its beginning, after `resume`."""
+        ...
+
+    def resume(self, epoch: int, batch: int, place: Any, say: Callable[[str], None], stop: Callable[[], bool]) -> None:
+        """Goes to a batch of an epoch, where `epoch` will go on.
+
+        Args:
+          epoch: the epoch, counted from 0.
+          batch: batches of it that were trained on.
+          place: of the last stretch trained on (`Stretch.place`), or what `after_pass` made of it.
+          say: prints a line.
+          stop: asked between batches that are read again; True leaves the rest.
+
+        Raises:
+          CheckpointError: the loader cannot go there.
+        """
+        ...
+
+    def after_pass(self, place: Any) -> Any:
+        """Returns the place between two passes, given the last one within the pass before."""
+        ...
+
+    def inexact(self) -> str | None:
+        """Says why a resumed run would see other batches than the uninterrupted one; None where it sees the same."""
         ...
 
     def specs(self, capacity: int) -> list[Stacked | Gathered]:

@@ -79,11 +79,13 @@ class Stretch:
       steps: gives the batch of each step.
       count: steps to run, at most `steps.capacity`.
       control: int32 array for the program, on the device: the count, and what was done before; None until it is placed.
+      place: where the loader is after these batches, as JSON; None where epoch and batch say it all.
     """
 
     steps: Stacked | Gathered
     count: int
     control: Any = None
+    place: Any = None
 
 
 class Cursor(Protocol):

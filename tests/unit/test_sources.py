@@ -65,6 +65,7 @@ def test_any_cut_gives_the_batches_of_the_loader(kind, most):
 def test_an_epoch_can_be_entered_anywhere():
     for data in (loader(), list(loader().epoch(0))):
         source = as_source(data, "train_data")
+        source.resume(0, 3, None, print, lambda: False)
         assert_same(batches_of(source, start=3, most=2, capacity=2), list(loader().epoch(0))[3:])
 
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+KINDS = ("array", "device", "list", "grain", "torch", "torchdata")
 
 
 def start(directory, steps_per_call, kind):
@@ -56,13 +57,12 @@ def main() -> None:
     moments = random.Random(arguments.seed)
     survived = lost = kills = 0
     while kills < arguments.kills:
-        kind, steps_per_call = moments.choice(["array", "list", "device"]), moments.choice([1, 8])
+        kind = moments.choice(KINDS)
         with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryDirectory() as undisturbed:
-            expected = run_to_the_end(undisturbed, steps_per_call, kind)
+            expected = run_to_the_end(undisturbed, moments.choice([1, 8]), kind)
             for _ in range(min(5, arguments.kills - kills)):
-                hit(directory, steps_per_call, kind, moments.uniform(0.2, 4.0))
-                kills += 1
-            same = run_to_the_end(directory, steps_per_call, kind) == expected
+                kills += hit(directory, moments.choice([1, 8]), kind, moments.uniform(0.2, 4.0))
+            same = run_to_the_end(directory, moments.choice([1, 8]), kind) == expected
             survived, lost = survived + same, lost + (not same)
         print(f"{kills} kills, {survived} runs ended as the undisturbed one, {lost} did not", flush=True)
     sys.exit(lost > 0)

@@ -34,11 +34,28 @@ class Slow(lj.Callback):
         self.looks = state["looks"]
 
 
+def loader_of(kind):
+    arrays = digit_like_data(118)
+    if kind in ("array", "device", "list"):
+        loader = lj.ArrayLoader(arrays, 16, shuffle=True, seed=1, on_device=kind == "device")
+        return list(loader.epoch(0)) if kind == "list" else loader
+    rows = [{"x": x, "y": y} for x, y in zip(arrays["x"], arrays["y"], strict=True)]
+    if kind == "grain":
+        import grain
+
+        return grain.MapDataset.source(rows).shuffle(seed=1).batch(16)
+    import torch
+
+    settings = dict(batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(1))
+    if kind == "torch":
+        return torch.utils.data.DataLoader(rows, **settings)
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    return StatefulDataLoader(rows, **settings)
+
+
 def main(directory: str, steps_per_call: str, kind: str) -> None:
     checkpointer.WRITE_EVERY_S = 0.05  # or a short run would have one checkpoint
-    loader = lj.ArrayLoader(digit_like_data(118), 16, shuffle=True, seed=1, on_device=kind == "device")
-    batches = [list(loader.epoch(epoch)) for epoch in range(2)]
-    data = {"array": loader, "device": loader, "list": batches[0]}[kind]
     trainer = lj.Trainer(
         max_epochs=12,
         default_root_dir=directory,
@@ -56,7 +73,7 @@ def main(directory: str, steps_per_call: str, kind: str) -> None:
         enable_progress_bar=False,
     )
     print("ready", flush=True)
-    result = trainer.fit(mlp_task(), data, lj.ArrayLoader(digit_like_data(37, seed=2), 8))
+    result = trainer.fit(mlp_task(), loader_of(kind), lj.ArrayLoader(digit_like_data(37, seed=2), 8))
     state = hashlib.sha256(b"".join(bits(result.state))).hexdigest()
     best = result.checkpoint.best
     print(

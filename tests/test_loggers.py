@@ -16,6 +16,7 @@ import pytest
 
 from lightjax.errors import MetricError
 from lightjax.loggers import CSVLogger, Logger, LoggerCollection, TensorBoardLogger
+from lightjax.loggers.tensorboard import _WithoutTorch
 
 ROOT = str(Path(__file__).parents[1])
 
@@ -346,16 +347,29 @@ def test_tensorboard_missing_package_says_what_to_install(tmp_path, monkeypatch)
         TensorBoardLogger(tmp_path).log_metrics(1, {"a": 1.0})
 
 
-def test_tensorboard_does_not_import_torch():
+def test_tensorboard_does_not_import_torch_whatever_other_threads_do():
     program = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import sys, threading; sys.path.insert(0, sys.argv[1])\n"
         "import lightjax.loggers\n"
         "assert 'tensorboardX' not in sys.modules\n"
         "logger = lightjax.loggers.TensorBoardLogger('logs')\n"
+        "done = threading.Event()\n"
+        "other = threading.Thread(target=done.wait); other.start()\n"
         "logger.log_metrics(1, {'a': 1.0}); logger.finish()\n"
+        "done.set(); other.join()\n"
         "assert 'tensorboardX' in sys.modules and 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", program, ROOT], check=True)
+
+
+def test_torch_is_hidden_from_the_thread_that_imports_tensorboard_alone():
+    hidden, found = _WithoutTorch(), []
+    with pytest.raises(ModuleNotFoundError):
+        hidden.find_spec("torch")
+    other = threading.Thread(target=lambda: found.append(hidden.find_spec("torch")))
+    other.start()
+    other.join()
+    assert found == [None]
 
 
 # Both, and several together

@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,16 +104,25 @@ class TensorBoardLogger:
             self._writer = None
 
 
+class _WithoutTorch(MetaPathFinder):
+    """Makes torch look not installed to the thread that created this; other threads import it as ever."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
+        if fullname == "torch" and threading.get_ident() == self._thread:
+            raise ModuleNotFoundError("torch is not needed here", name="torch")
+
+
 def _import_tensorboardx() -> tuple[Any, Any]:
     """Imports tensorboardX, and the module of its event types, without torch.
 
-    tensorboardX imports torch where it is installed, only for a type annotation: 2.3 s instead of 0.2 s, and
-    a framework that may take hold of the accelerator. A None in `sys.modules` reads as "not installed". It is
-    put there only while no other Python thread runs that could be importing torch in earnest.
+    tensorboardX imports torch where it is installed, only for a type annotation: 2.3 s instead of 0.2 s, 180 MB of
+    memory, and a framework that may take hold of the accelerator.
     """
-    hide_torch = "torch" not in sys.modules and threading.active_count() == 1
-    if hide_torch:
-        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
+    without_torch = _WithoutTorch()
+    sys.meta_path.insert(0, without_torch)
     try:
         import tensorboardX
         from tensorboardX.proto import summary_pb2
@@ -126,8 +136,7 @@ def _import_tensorboardx() -> tuple[Any, Any]:
             name="tensorboardX",
         ) from error
     finally:
-        if hide_torch:
-            del sys.modules["torch"]
+        sys.meta_path.remove(without_torch)
     return tensorboardX, summary_pb2
 
 

@@ -23,12 +23,12 @@ class Rounds:
     Attributes:
       count: timed windows.
       epochs: epochs of a window.
-      warm_up: epochs before the first round; compilation happens here.
+      warm_up: epochs before the first round; compilation happens here, and what is measured to choose from.
     """
 
     count: int
     epochs: int
-    warm_up: int = 2
+    warm_up: int = 4
 
     @property
     def total_epochs(self) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from lightjax.callbacks import Callback, ModelCheckpoint
-from lightjax.engine.engine import Engine
 from lightjax.errors import ConfigurationError, MetricError
 from lightjax.loggers import Logger
+from lightjax.schedule import seconds
 
 if TYPE_CHECKING:
     from lightjax.trainer import Trainer
@@ -21,18 +22,26 @@ def check_arguments(trainer: Trainer) -> None:
       ConfigurationError: lists every conflict.
     """
     conflicts = [
-        *_below(trainer, 0, "max_epochs", "max_steps"),
+        *_below(trainer, 0, "max_epochs", "max_steps", "min_epochs", "min_steps", "reload_dataloaders_every_n_epochs"),
         *_below(trainer, 1, "log_every_n_steps", "check_val_every_n_epoch"),
+        *_below(trainer, -1, "num_sanity_val_steps"),
+        *_interval(trainer),
         *([] if trainer.steps_per_call == "auto" else _below(trainer, 1, "steps_per_call")),
     ]
-    amounts = {f"limit_{stage}_batches": limit for stage, limit in trainer.limits.items()}
-    for name, amount in (amounts | {"val_check_interval": trainer.val_check_interval}).items():
-        if amount is None or (isinstance(amount, float) and 0 < amount <= 1):
-            continue
-        if isinstance(amount, float) or amount < 1:
-            conflicts.append(
-                f"{name}={amount}: give a number of batches from 1 on, or a fraction above 0.0 and up to 1.0"
-            )
+    for stage, limit in trainer.limits.items():
+        # No validation is a wish, no training a mistake.
+        if not (stage == "val" and limit == 0):
+            conflicts += _amount(f"limit_{stage}_batches", limit)
+    if trainer.overfit_batches:
+        conflicts += _amount("overfit_batches", trainer.overfit_batches)
+        if trainer.limits["train"] is not None:
+            conflicts.append("overfit_batches and limit_train_batches both say how much is trained on: give one")
+    for least, most in (("min_epochs", "max_epochs"), ("min_steps", "max_steps")):
+        low, high = getattr(trainer, least), getattr(trainer, most)
+        if isinstance(low, int) and isinstance(high, int) and low > high:
+            conflicts.append(f"{least}={low} is more than {most}={high}: the run ends before")
+    if trainer.barebones:
+        conflicts += _beside_barebones(trainer)
     for callback in trainer.callbacks:
         if not isinstance(callback, Callback):
             conflicts.append(f"callbacks holds {callback!r}, which is no lj.Callback: subclass it")
@@ -49,19 +58,23 @@ def check_arguments(trainer: Trainer) -> None:
         )
 
 
-def check_monitored(callbacks: Sequence[Callback], engine: Engine, *, validates: bool) -> None:
+def check_monitored(callbacks: Sequence[Callback], train_metrics: Sequence[str], val_metrics: Sequence[str]) -> None:
     """Finds monitored names that nobody will report, before anything runs.
 
     A callback of the user's may report names of its own; then it is found when the name is missed.
+
+    Args:
+      callbacks: who monitors.
+      train_metrics: names that the train step reports.
+      val_metrics: names that evaluation reports, prefixed.
 
     Raises:
       MetricError: a name is reported by nobody; lists the names there are.
     """
     if any(not type(one).__module__.startswith("lightjax.") for one in callbacks):
         return
-    train = [f"train/{name}" for name in engine.metric_names("train")]
-    names = [*train, *(f"{name}_epoch" for name in train)]
-    names += [f"val/{name}" for name in engine.metric_names("eval")] if validates else []
+    train = [f"train/{name}" for name in train_metrics]
+    names = [*train, *(f"{name}_epoch" for name in train), *val_metrics]
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
         if monitor and not any(monitor == name or monitor.startswith(f"{name}/") for name in names):
@@ -69,6 +82,45 @@ def check_monitored(callbacks: Sequence[Callback], engine: Engine, *, validates:
                 f"{type(callback).__name__} monitors {monitor!r}, which nobody reports; reported are: "
                 f"{', '.join(names) or 'none'}. Monitor one of these, or return it from the step."
             )
+
+
+def _amount(name: str, amount: int | float | None) -> list[str]:
+    if amount is None or (isinstance(amount, float) and 0 < amount <= 1):
+        return []
+    if isinstance(amount, int) and not isinstance(amount, bool) and amount >= 1:
+        return []
+    return [f"{name}={amount!r}: give a number of batches from 1 on, or a fraction above 0.0 and up to 1.0"]
+
+
+def _interval(trainer: Trainer) -> list[str]:
+    interval = trainer.val_check_interval
+    if isinstance(interval, str | timedelta | dict):
+        try:
+            seconds(interval, "val_check_interval")
+        except ConfigurationError as error:
+            return [str(error)]
+        return []
+    conflicts = _amount("val_check_interval", interval)
+    if trainer.check_val_every_n_epoch is None and (interval is None or isinstance(interval, float)):
+        conflicts.append(
+            f"check_val_every_n_epoch=None counts batches through all epochs, which val_check_interval={interval} does "
+            "not give: write a number of batches, or a time"
+        )
+    return conflicts
+
+
+def _beside_barebones(trainer: Trainer) -> list[str]:
+    asked = {
+        "logger": not isinstance(trainer.logger, bool | None),
+        "callbacks": any(isinstance(one, ModelCheckpoint) for one in trainer.callbacks),
+        "num_sanity_val_steps": bool(trainer.num_sanity_val_steps),
+        "fast_dev_run": bool(trainer.fast_dev_run),
+    }
+    return [
+        f"barebones=True leaves out what {name} asks for: leave one of them out"
+        for name, given in asked.items()
+        if given
+    ]
 
 
 def _below(trainer: Trainer, least: int, *names: str) -> list[str]:

@@ -19,14 +19,14 @@ from typing import Any
 import jax
 
 from lightjax.cadence import Cadence
-from lightjax.callbacks.callback import Callback
+from lightjax.callbacks.callback import Callback, call, looking
 from lightjax.data.feed import stretches
 from lightjax.data.prefetch import Prefetch
-from lightjax.data.source import Source
+from lightjax.data.stage import FitData
 from lightjax.data.stretch import Cursor, Stretch
 from lightjax.engine.engine import Engine
 from lightjax.engine.in_flight import bound
-from lightjax.evaluation import evaluate
+from lightjax.evaluation import Evaluation, trace
 from lightjax.interrupt import Interrupt
 from lightjax.metrics import numbers
 from lightjax.pace import Pace
@@ -42,8 +42,7 @@ class Loop:
     Args:
       run: what callbacks see, moved on by the loop.
       engine: runs the steps.
-      train_data: read once an epoch.
-      val_data: evaluated as the schedule says; None for none.
+      data: what to train on, once an epoch, and what to evaluate on, as the schedule says.
       schedule: limits and intervals.
       pace: how many steps run in one call.
       callbacks: who looks.
@@ -55,8 +54,7 @@ class Loop:
         self,
         run: Run,
         engine: Engine,
-        train_data: Source,
-        val_data: Source | None,
+        data: FitData,
         schedule: Schedule,
         pace: Pace,
         callbacks: Sequence[Callback],
@@ -65,15 +63,14 @@ class Loop:
     ) -> None:
         self.run = run
         self.engine = engine
-        self.train_data = train_data
-        self.val_data = val_data
+        self.data = data
         self.schedule = schedule
         self.pace = pace
         self.callbacks = callbacks
         self.progress = progress
         self.interrupt = interrupt
-        batch_period = None if val_data is None else schedule.val_check_batches
-        self.cadence = Cadence.of(callbacks, schedule.max_steps, batch_period)
+        self.validated_s = schedule.begun_s
+        self._prepare()
         self.rows: Any = None
         self.in_flight: deque[Any] = deque()
 
@@ -81,12 +78,15 @@ class Loop:
         """Trains until a limit is reached or somebody stops the run.
 
         on_fit_start
+        on_sanity_check_start, try a few validation batches, on_sanity_check_end
+        on_train_start
         for each epoch:
             on_train_epoch_start
             for each stretch: run it, report its metrics, on_train_batch_end for whoever looks at this step
             report the epoch's metrics
             on_validation_start, evaluate, on_validation_end
             on_train_epoch_end
+        on_train_end
         on_fit_end
 
         Args:
@@ -97,37 +97,45 @@ class Loop:
         """
         run, schedule, progress = self.run, self.schedule, self.progress
         progress.start(step=run.step, max_steps=schedule.max_steps, max_epochs=schedule.max_epochs)
-        self.engine.compile_ahead("train", self.train_data.specs(self.pace.capacity))
-        if self.val_data is not None:
-            self.engine.compile_ahead("eval", self.val_data.specs(self.engine.eval_capacity(self.val_data)))
+        self.engine.compile_ahead("train", self.data.train.specs(self.pace.capacity))
+        self.evaluation.compile_ahead()
         if not self.pace.measuring:
             progress.print(str(self.pace))
         limit = schedule.end(run)
         if self.interrupt.reason is not None:
-            run.stop(self.interrupt.reason)
-        call(self.callbacks, "on_fit_start", run)
+            run.stop(self.interrupt.reason, at_once=True)
+        call(self.callbacks, "setup", run, "fit")
         if resumed is not None:
             run.restore_callbacks(resumed)
+        call(self.callbacks, "on_fit_start", run)
+        if resumed is None:
+            self._sanity_check()
         self.interrupt.steps_run = True
+        call(self.callbacks, "on_train_start", run)
+        first = run.epoch
         while run.stopped_by is None and limit is None:
-            progress.start_epoch(run.epoch, self.train_data.batches)
+            if run.epoch != first and self.data.renew(run.epoch):
+                self.schedule = schedule = schedule.for_epochs_of(self.data.train.batches)
+                self._prepare()
+            progress.start_epoch(run.epoch, self.data.train.batches)
             call(self.callbacks, "on_train_epoch_start", run)
             if run.batch:
                 self._validate_within_epoch()
-            complete = self._train_epoch(self.train_data.epoch(run.epoch, run.batch))
-            if self.val_data is not None and run.validated_at != run.step and schedule.validates_in(run.epoch):
-                self._validate(self.val_data)
+            complete = self._train_epoch(self.data.train.epoch(run.epoch, run.batch))
+            if run.validated_at != run.step and schedule.validates_after(run):
+                self._validate()
             if self.interrupt.requested():
-                run.stop(self.interrupt.reason or "interrupt")
+                run.stop(self.interrupt.reason or "interrupt", at_once=True)
                 break
             run.epoch_ended = complete
             if complete:
-                run.place = self.train_data.after_pass(run.place)
+                run.place = self.data.train.after_pass(run.place)
             call(self.callbacks, "on_train_epoch_end", run)
             progress.end_epoch(run.epoch, run.step, shown(run.metrics, epoch=True))
             if complete:
                 run.next_epoch()
             limit = schedule.end(run)
+        call(self.callbacks, "on_train_end", run)
         call(self.callbacks, "on_fit_end", run)
         run.history.settle()
         return run.stopped_by or limit or "interrupt"
@@ -147,7 +155,7 @@ class Loop:
                 begun_s, self.rows, self.run.step, self.engine.compile_s
             ):
                 self.progress.print(str(self.pace))
-                self.engine.compile_ahead("train", self.train_data.specs(self.pace.capacity))
+                self.engine.compile_ahead("train", self.data.train.specs(self.pace.capacity))
         if not self.pace.measuring and self.run.stopped_by is None:
             with Prefetch(self._stretches(cursor), stop=self.interrupt.requested) as ahead:
                 for stretch in ahead:
@@ -157,23 +165,25 @@ class Loop:
         # An epoch that a signal cut short goes on in another process, and reports its means there.
         if self.run.batch and not self.interrupt.requested():
             self._promise_epoch()
-        if self.train_data.batches is not None:
-            return self.run.batch >= self.train_data.batches
+        if self.data.train.batches is not None:
+            return self.run.batch >= self.data.train.batches
         return self.run.stopped_by is None and self.schedule.end(self.run) != "max_steps"
 
     def _stretches(self, cursor: Cursor) -> Iterator[Stretch]:
         """Cuts the rest of the epoch at the looks."""
         step, batch, most = self.run.step, self.run.batch, self.pace.steps
+        counted = self.schedule.batches_done(self.run)
         return stretches(
             cursor,
             lambda stretch, taken: self.engine.place_stretch("train", stretch, step + taken, batch + taken),
-            lambda taken: self.cadence.steps_to_next_look(step + taken, batch + taken, most),
+            lambda taken: self.cadence.steps_to_next_look(step + taken, counted + taken, most),
             self.pace.capacity,
         )
 
     def _train(self, stretch: Stretch) -> None:
         """Runs a stretch, promises its reports, and lets whoever looks at this step look."""
         run, schedule = self.run, self.schedule
+        call(self._at_batch_start(), "on_train_batch_start", run)
         if not self.engine.is_ready("train", stretch):
             with self.progress.excluded():
                 self.engine.program("train", stretch)
@@ -186,20 +196,44 @@ class Loop:
         bound(self.in_flight, (self.rows, stretch.count - 1))
         if self.progress.due():
             self.progress.update(run.step, run.batch, shown(run.history.latest) | self._glance())
-        call([one for one in self.callbacks if looks(one, run.step)], "on_train_batch_end", run)
+        call(looking(self.callbacks, run.step), "on_train_batch_end", run)
         self._validate_within_epoch()
         run.write_checkpoints()
         if schedule.out_of_time():
             run.stop("max_time")
         if self.interrupt.reason is not None:
-            run.stop(self.interrupt.reason)
+            run.stop(self.interrupt.reason, at_once=True)
+
+    def _prepare(self) -> None:
+        """Prepares for the data there is now."""
+        run, schedule = self.run, self.schedule
+        self.evaluation = Evaluation(
+            "val", self.engine, self.data.val, self.callbacks, self.progress, self.interrupt.requested
+        )
+        trace(self.engine, run.state, self.data.val)
+        run.validates = bool(self.data.val)
+        batch_period = schedule.val_check_batches if run.validates else None
+        self.cadence = Cadence.of(self.callbacks, schedule.max_steps, batch_period, run.trainer.min_steps or 0)
+
+    def _sanity_check(self) -> None:
+        """Tries a few validation batches, and waits for them: what fails, fails before training."""
+        run, batches = self.run, self.run.trainer.num_sanity_val_steps
+        if not batches or not run.validates:
+            return
+        run.sanity_checking = True
+        call(self.callbacks, "on_sanity_check_start", run)
+        self.evaluation.run(run, None if batches == -1 else batches, reports=False)
+        call(self.callbacks, "on_sanity_check_end", run)
+        run.sanity_checking = False
+
+    def _at_batch_start(self) -> list[Callback]:
+        return [one for one in looking(self.callbacks, self.run.step) if one.overrides("on_train_batch_start")]
 
     def _validate_within_epoch(self) -> None:
         """Evaluates where `val_check_interval` asks for it, unless that was done."""
-        run, period = self.run, self.cadence.batch_period
-        due = period and run.batch % period == 0 and self.schedule.validates_in(run.epoch)
-        if due and self.val_data is not None and run.validated_at != run.step:
-            self._validate(self.val_data)
+        run = self.run
+        if run.validated_at != run.step and self.schedule.validates_within(run, self.validated_s):
+            self._validate()
 
     def _glance(self) -> dict[str, Any]:
         """Returns the metrics of the newest call that is finished, without waiting: {} where none is."""
@@ -209,17 +243,11 @@ class Loop:
                 return numbers(self.engine.compute("train", newest), "train/")
         return {}
 
-    def _validate(self, data: Source) -> None:
+    def _validate(self) -> None:
         """Evaluates the present state and promises the result."""
-        run = self.run
-        call(self.callbacks, "on_validation_start", run)
-        found = evaluate(run.state, self.engine, data, run.epoch, "val", self.progress, self.interrupt.requested)
-        self.progress.end_evaluation({})
-        if found is None:
-            return
-        run.history.promise(totals_report(self.engine, "eval", found, run.step, run.epoch, prefix="val/"))
-        run.validated_at = run.step
-        call(self.callbacks, "on_validation_end", run)
+        if self.run.validates:
+            self.evaluation.run(self.run)
+        self.validated_s = time.monotonic()
 
     def _promise_epoch(self) -> None:
         """Promises the last window of an epoch and the means of the whole epoch."""
@@ -229,24 +257,6 @@ class Loop:
             run.history.promise(totals_report(self.engine, "train", window, *place, prefix="train/"))
         run.history.promise(totals_report(self.engine, "train", epoch, *place, prefix="train/", suffix="_epoch"))
         run.epochs_reported += 1
-
-
-def call(callbacks: Sequence[Callback], hook: str, run: Run, *arguments: Any) -> None:
-    """Calls a hook of every callback; an error names the callback and the hook."""
-    for callback in callbacks:
-        try:
-            getattr(callback, hook)(run, *arguments)
-        except Exception as error:
-            error.add_note(
-                f"This happened in {type(callback).__name__}.{hook}, at step {run.step} of epoch {run.epoch}."
-            )
-            raise
-
-
-def looks(callback: Callback, step: int) -> bool:
-    """Says whether a callback looks at a step."""
-    period = callback.steps_between_looks()
-    return period is not None and step % period == 0
 
 
 def shown(metrics: Mapping[str, Any], *, epoch: bool = False) -> dict[str, Any]:

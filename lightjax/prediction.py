@@ -3,44 +3,80 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from lightjax import _tree
+from lightjax.callbacks.callback import Callback, call
 from lightjax.data.source import Source
 from lightjax.engine.engine import Engine
 from lightjax.errors import StepError
 from lightjax.progress import Progress
+from lightjax.run import Run
 
 
-def predict(engine: Engine, state: Any, data: Source, progress: Progress) -> Any:
+def predict(
+    run: Run,
+    engine: Engine,
+    data: Source,
+    callbacks: Sequence[Callback],
+    progress: Progress,
+    loader: str = "",
+    *,
+    keep: bool = True,
+) -> Any:
     """Runs the predict step on one pass over the data.
 
     Outputs are read one batch late, while the next one is computed.
 
+    Args:
+      run: whose state predicts; its `loader` and `eval_batch` are moved on.
+      engine: runs the step.
+      data: read once.
+      callbacks: get the outputs of each batch.
+      progress: shows people where it is.
+      loader: name of the data.
+      keep: whether the outputs are returned.
+
     Returns:
-      A pytree of numpy arrays, [examples, ...], in the order of the data.
+      A pytree of numpy arrays, [examples, ...], in the order of the data; None if they are not kept.
 
     Raises:
       StepError: an output has no first axis to join batches along.
     """
     outputs: list[Any] = []
     computing: deque[Any] = deque()
+    run.loader, run.eval_batch = loader, 0
+
+    def read() -> None:
+        found = jax.device_get(computing.popleft())
+        _check_rows(found)
+        if keep:
+            outputs.append(found)
+        run.eval_batch += 1
+        call(callbacks, "on_predict_batch_end", run, found)
+        progress.update_evaluation(run.eval_batch)
+
     cursor = data.epoch(0)
     progress.start_evaluation("predict", data.batches)
     while (stretch := cursor.take(1, 1)) is not None:
-        computing.append(engine.predict(state, stretch))
+        call(callbacks, "on_predict_batch_start", run)
+        computing.append(engine.predict(run.state, stretch))
         if len(computing) > 1:
-            outputs.append(jax.device_get(computing.popleft()))
-        progress.update_evaluation(len(outputs))
-    outputs += jax.device_get(list(computing))
+            read()
+    while computing:
+        read()
     progress.end_evaluation({})
-    for path, leaf in _tree.named_leaves(outputs[0]).items():
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *outputs) if keep else None
+
+
+def _check_rows(outputs: Any) -> None:
+    for path, leaf in _tree.named_leaves(outputs).items():
         if not np.ndim(leaf):
             raise StepError(
                 f"predict_step returned a scalar at {path!r}: the outputs of batches are joined along their first "
                 "axis; return one row for every example."
             )
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *outputs)

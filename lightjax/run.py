@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from lightjax import _tree
+from lightjax.callbacks.callback import Stage
 from lightjax.errors import ConfigurationError, MetricError, StepError
 from lightjax.history import History, Report
 
@@ -30,16 +31,21 @@ class Run:
 
     Attributes:
       trainer: the trainer.
+      stage: "fit", "validate", "test" or "predict".
       step: optimizer steps done.
       epoch: the epoch, counted from 0.
       batch: batches of this epoch done.
+      total_batch: batches of all epochs done.
       place: where the training data is, as JSON; None where epoch and batch say it all.
       epoch_ended: whether the epoch's training and evaluation are over.
       totals: packed metrics since the last window and since the epoch began, on the device.
       history: the rows reported so far.
       logger: where metrics go.
       directory: the run's directory; None for a run without files.
-      stopped_by: why the run is to end, or None.
+      sanity_checking: whether an evaluation only tries a few batches before training.
+      loader: name of the loader that is evaluated; "" where there is only one.
+      eval_batch: batches of this loader done.
+      estimated_steps: optimizer steps of a whole run, None where nobody knows.
     """
 
     def __init__(
@@ -51,24 +57,32 @@ class Run:
         logger: Logger,
         checkpointer: Checkpointer | None,
         directory: Path | None,
+        stage: Stage = "fit",
     ) -> None:
         self.trainer = trainer
+        self.stage = stage
         self.history = history
         self.logger = logger
         self.directory = directory
         self.step = int(getattr(state, "step", 0))
         self.epoch = 0
         self.batch = 0
+        self.total_batch = 0
         self.place: Any = None
         self.epoch_ended = False
         self.totals: Any = None
-        self.stopped_by: str | None = None
+        self.sanity_checking = False
+        self.loader = ""
+        self.eval_batch = 0
+        self.estimated_steps: int | None = None
         self.validates = False
         self.validated_at: int | None = None
         self.epochs_reported = 0
         self._engine = engine
         self._state = state
         self._checkpointer = checkpointer
+        self._stop_reason: str | None = None
+        self._stops_at_once = False
 
     @property
     def state(self) -> Any:
@@ -101,6 +115,7 @@ class Run:
         self.place = place
         self.step += steps
         self.batch += steps
+        self.total_batch += steps
 
     def next_epoch(self) -> None:
         """Moves on to the beginning of the next epoch (called by the loop)."""
@@ -116,9 +131,22 @@ class Run:
                 )
         self.history.add(Report(self.step, self.epoch, {name: float(value) for name, value in values.items()}))
 
-    def stop(self, reason: str) -> None:
-        """Ends the run after this look; `result.stopped_by` keeps the first reason given."""
-        self.stopped_by = self.stopped_by or reason
+    @property
+    def stopped_by(self) -> str | None:
+        """Why the run is to end now, or None."""
+        least_epochs, least_steps = self.trainer.min_epochs or 0, self.trainer.min_steps or 0
+        enough = self.epoch + self.epoch_ended >= least_epochs and self.step >= least_steps
+        return self._stop_reason if enough or self._stops_at_once else None
+
+    def stop(self, reason: str, *, at_once: bool = False) -> None:
+        """Ends the run after this look; `result.stopped_by` keeps the first reason given.
+
+        Args:
+          reason: a sentence or a short word.
+          at_once: end it even before `min_epochs` and `min_steps` are reached; otherwise it ends when they are.
+        """
+        self._stop_reason = self._stop_reason or reason
+        self._stops_at_once = self._stops_at_once or at_once
 
     def fresh(self, name: str, *, strict: bool, who: str) -> float | None:
         """Returns a metric reported at this very step; waits for the device.
@@ -144,6 +172,11 @@ class Run:
                 "Monitor one of these, or return it from the step."
             )
         return None
+
+    @property
+    def state_is_whole(self) -> bool:
+        """Whether the state is there: an error inside of a compiled call takes the state that was donated to it."""
+        return not any(leaf.is_deleted() for leaf in jax.tree.leaves(self._state))
 
     @property
     def saves(self) -> bool:
@@ -173,11 +206,12 @@ class Run:
                 "position": {
                     "epoch": self.epoch + self.epoch_ended,
                     "batch": 0 if self.epoch_ended else self.batch,
+                    "total_batch": self.total_batch,
                     "place": self.place,
                     "validated_at": self.validated_at,
                     "epochs_reported": self.epochs_reported,
                     "reports": self.history.reports,
-                    "stopped_by": self.stopped_by,
+                    "stopped_by": self._stop_reason,
                 },
                 "reported": self._engine.metric_names("train"),
                 "callbacks": [[type(one).__name__, one.state_dict()] for one in self.trainer.callbacks],
@@ -197,10 +231,11 @@ class Run:
         position = about["position"]
         self.step = checkpoint.step
         self.epoch, self.batch, self.place = position["epoch"], position["batch"], position["place"]
+        self.total_batch = position["total_batch"]
         self.validated_at = position["validated_at"]
         self.epochs_reported = position["epochs_reported"]
         if position["stopped_by"] not in GOES_ON_AFTER:
-            self.stopped_by = position["stopped_by"]
+            self._stop_reason = position["stopped_by"]
         self.history.restore(position["reports"])
         if about["reported"] == self._engine.metric_names("train"):
             window, epoch = self._engine.train_totals()
@@ -213,6 +248,7 @@ class Run:
         for name, state in about["callbacks"]:
             kept.setdefault(name, []).append(state)
         for callback in self.trainer.callbacks:
+            callback.on_load_checkpoint(self)
             if states := kept.get(type(callback).__name__):
                 callback.load_state_dict(states.pop(0))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -22,8 +23,10 @@ class Schedule:
       max_steps: optimizer steps in all, those a given state has already done included; None for no limit.
       max_time_s: seconds to run; None for no limit.
       log_every_n_steps: steps that are merged into one report.
-      check_val_every_n_epoch: epochs between evaluations.
-      val_check_batches: batches of an epoch between evaluations; None evaluates at the end of epochs only.
+      check_val_every_n_epoch: epochs between evaluations; None counts `val_check_batches` through all epochs.
+      val_check_interval: batches between evaluations, or a fraction of an epoch; None for the ends of epochs only.
+      val_check_s: seconds between evaluations, instead.
+      val_check_batches: `val_check_interval` in batches.
       begun_s: `time.monotonic()` at the start.
     """
 
@@ -31,9 +34,24 @@ class Schedule:
     max_steps: int | None
     max_time_s: float | None
     log_every_n_steps: int
-    check_val_every_n_epoch: int
-    val_check_batches: int | None
+    check_val_every_n_epoch: int | None
+    val_check_interval: int | float | None = None
+    val_check_s: float | None = None
+    val_check_batches: int | None = None
     begun_s: float = field(default_factory=time.monotonic)
+
+    def for_epochs_of(self, batches: int | None) -> Schedule:
+        """Returns the schedule with its intervals counted in batches.
+
+        Args:
+          batches: of an epoch, None where unknown.
+
+        Raises:
+          ConfigurationError: `val_check_interval` does not go with these epochs.
+        """
+        across_epochs = self.check_val_every_n_epoch is None
+        interval = batches_between(self.val_check_interval, batches, across_epochs=across_epochs)
+        return dataclasses.replace(self, val_check_batches=interval)
 
     def end(self, run: Run) -> str | None:
         """Says which limit a run has reached between two epochs."""
@@ -56,14 +74,41 @@ class Schedule:
 
     def validates_in(self, epoch: int) -> bool:
         """Says whether an epoch has evaluations."""
-        return (epoch + 1) % self.check_val_every_n_epoch == 0
+        return self.check_val_every_n_epoch is None or (epoch + 1) % self.check_val_every_n_epoch == 0
+
+    def validates_within(self, run: Run, validated_s: float) -> bool:
+        """Says whether an evaluation is due at this batch.
+
+        Args:
+          run: where the run is.
+          validated_s: `time.monotonic()` of the evaluation before, or of the start.
+        """
+        if not self.validates_in(run.epoch):
+            return False
+        if self.val_check_s is not None:
+            return time.monotonic() - validated_s >= self.val_check_s
+        return self.val_check_batches is not None and self.batches_done(run) % self.val_check_batches == 0
+
+    def validates_after(self, run: Run) -> bool:
+        """Says whether an evaluation is due after the last batch of an epoch.
+
+        One that goes by the clock, or through all epochs, has its place there only at the end of the run.
+        """
+        if self.val_check_s is None and self.check_val_every_n_epoch is not None:
+            return self.validates_in(run.epoch)
+        return run.stopped_by is not None or self.end(run) is not None or self.max_epochs == run.epoch + 1
+
+    def batches_done(self, run: Run) -> int:
+        """Returns the batches that `val_check_batches` counts."""
+        return run.total_batch if self.check_val_every_n_epoch is None else run.batch
 
 
-def seconds(time_limit: str | float | timedelta | dict[str, int] | None) -> float | None:
+def seconds(time_limit: str | float | timedelta | dict[str, int] | None, name: str = "max_time") -> float | None:
     """Reads a time limit.
 
     Args:
       time_limit: "DD:HH:MM:SS", a timedelta, its keyword arguments as a dict, or seconds.
+      name: what the user calls it.
 
     Raises:
       ConfigurationError: it is none of these, or negative.
@@ -83,18 +128,25 @@ def seconds(time_limit: str | float | timedelta | dict[str, int] | None) -> floa
         found = time_limit.total_seconds() if isinstance(time_limit, timedelta) else float(time_limit)
     except (TypeError, ValueError) as error:
         raise ConfigurationError(
-            f"max_time={time_limit!r} is no time: write 'DD:HH:MM:SS', seconds, or a datetime.timedelta."
+            f"{name}={time_limit!r} is no time: write 'DD:HH:MM:SS', seconds, or a datetime.timedelta."
         ) from error
     if found < 0:
-        raise ConfigurationError(f"max_time={time_limit!r} is negative; write a time from 0 on.")
+        raise ConfigurationError(f"{name}={time_limit!r} is negative; write a time from 0 on.")
     return found
 
 
-def batches_between(interval: int | float | None, epoch_batches: int | None) -> int | None:
+def batches_between(
+    interval: int | float | None, epoch_batches: int | None, *, across_epochs: bool = False
+) -> int | None:
     """Reads `val_check_interval`: batches, or a fraction of an epoch.
 
+    Args:
+      interval: what the user wrote.
+      epoch_batches: batches of an epoch, None where unknown.
+      across_epochs: whether batches are counted through all epochs.
+
     Returns:
-      Batches of an epoch between evaluations; None for the ends of epochs only.
+      Batches between evaluations; None for the ends of epochs only.
 
     Raises:
       ConfigurationError: a fraction of an epoch of unknown length, or more batches than an epoch has.
@@ -108,9 +160,9 @@ def batches_between(interval: int | float | None, epoch_batches: int | None) -> 
                 "give a number of batches."
             )
         return max(1, int(epoch_batches * interval))
-    if epoch_batches is not None and interval > epoch_batches:
+    if epoch_batches is not None and interval > epoch_batches and not across_epochs:
         raise ConfigurationError(
             f"val_check_interval={interval} is more than the {epoch_batches} batches of an epoch, so nothing would "
-            "ever be evaluated; give a smaller one, or use check_val_every_n_epoch."
+            "ever be evaluated; give a smaller one, or check_val_every_n_epoch=None to count through all epochs."
         )
     return interval

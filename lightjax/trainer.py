@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -13,33 +13,35 @@ from typing import Any, Literal
 import jax
 
 from lightjax.callbacks import Callback, ModelCheckpoint
+from lightjax.callbacks.callback import Stage, call, call_to_the_end
 from lightjax.checkpoint import Checkpoint, Checkpointer, Checkpoints
 from lightjax.checkpoint.catalog import FOLDER
 from lightjax.checks import check_arguments, check_monitored
 from lightjax.compilation_cache import compilation_cache_in
-from lightjax.data.source import Source
-from lightjax.data.stage import fit_data, stage_data
-from lightjax.engine.engine import Engine
+from lightjax.data.stage import FitData, Loaders, fit_data, stage_data
 from lightjax.engine.jit import JitEngine
 from lightjax.engine.layout import OneDevice
+from lightjax.engine.engine import Engine
 from lightjax.errors import ConfigurationError
-from lightjax.evaluation import evaluate
+from lightjax.evaluation import Evaluation, metric_names, trace
 from lightjax.history import History
 from lightjax.interrupt import Interrupt
 from lightjax.loggers import CSVLogger, Logger, LoggerCollection, TensorBoardLogger
-from lightjax.loop import Loop, call
-from lightjax.metrics import numbers
+from lightjax.loop import Loop
 from lightjax.origin import checkpoint_to_resume, initial_state, state_to_evaluate, steps_done
 from lightjax.pace import Pace
 from lightjax.prediction import predict
-from lightjax.progress import make_progress
+from lightjax.progress import Progress, make_progress
 from lightjax.progress.output import Output
 from lightjax.result import FitResult
 from lightjax.run import Run
 from lightjax.run_directory import DEFAULT_ROOT, create_run_directory
-from lightjax.schedule import Schedule, batches_between, seconds
+from lightjax.schedule import Schedule, seconds
+from lightjax.shortcuts import rehearse, strip
 from lightjax.summary import summarize
 from lightjax.task import TaskLike
+
+_UNKNOWN: Any = object()
 
 
 class Trainer:
@@ -50,6 +52,8 @@ class Trainer:
     Args:
       max_epochs: passes over the training data.
       max_steps: optimizer steps in all; those a given `state` has already done count.
+      min_epochs: epochs before which no callback and no `max_time` ends the run: who asked earlier gets it then.
+      min_steps: the same in optimizer steps. Both have to be reached.
       max_time: "DD:HH:MM:SS", seconds, a timedelta or its arguments as a dict; the call that is under way is finished.
       seed: of the key that `init` receives, `jax.random.key(seed)`.
       steps_per_call: steps that one compiled call runs at most. "auto" times the first steps and chooses, and says why;
@@ -58,12 +62,23 @@ class Trainer:
       logger: True for CSV and TensorBoard files, False for none, or one or several loggers.
       log_every_n_steps: training metrics are reported every n steps, merged over those steps, and at the end of each
         epoch.
-      check_val_every_n_epoch: epochs between evaluations.
-      val_check_interval: evaluate within an epoch, too: every so many batches, or after every such fraction of it.
-      limit_train_batches: batches of an epoch at most: a number, or a fraction.
-      limit_val_batches: the same for validation.
+      check_val_every_n_epoch: epochs between evaluations. None counts the batches of `val_check_interval` through all
+        epochs instead of anew in each.
+      val_check_interval: evaluate within an epoch, too: every so many batches, or after every such fraction of it; or,
+        as for `max_time`, whenever so much time has passed (then, as with `check_val_every_n_epoch=None`, the end of
+        the run is evaluated and the ends of epochs are not).
+      num_sanity_val_steps: validation batches of each loader that are tried before training; their metrics are thrown
+        away. -1 tries all. The step itself is traced before training in any case.
+      limit_train_batches: batches of an epoch at most: a number, or a fraction (rounded down, at least 1).
+      limit_val_batches: the same for each validation loader; 0 turns validation off.
       limit_test_batches: the same for testing.
       limit_predict_batches: the same for prediction.
+      overfit_batches: train on so many batches (a number, or a fraction), the same in every epoch, and evaluate on as
+        many.
+      fast_dev_run: try everything on one batch of each stage, or on so many: one epoch, no files, no early stopping.
+      reload_dataloaders_every_n_epochs: the data module makes its loaders anew every n epochs; 0 for never. It finds
+        the epoch in `trainer.current_epoch`.
+      barebones: the loop alone: no logger, checkpoints, progress bar, summary or sanity check.
       enable_progress_bar: show a progress bar (plain lines where the output is no terminal).
       enable_checkpointing: save the last and the best state.
       enable_model_summary: print a table of the parameters before training.
@@ -97,18 +112,25 @@ class Trainer:
         *,
         max_epochs: int | None = None,
         max_steps: int | None = None,
+        min_epochs: int | None = None,
+        min_steps: int | None = None,
         max_time: str | float | timedelta | dict[str, int] | None = None,
         seed: int = 0,
         steps_per_call: int | Literal["auto"] = "auto",
         callbacks: Callback | Sequence[Callback] | None = None,
         logger: bool | Logger | Sequence[Logger] | None = True,
         log_every_n_steps: int = 50,
-        check_val_every_n_epoch: int = 1,
-        val_check_interval: int | float | None = None,
+        check_val_every_n_epoch: int | None = 1,
+        val_check_interval: int | float | str | timedelta | dict[str, int] | None = None,
+        num_sanity_val_steps: int = 0,
         limit_train_batches: int | float | None = None,
         limit_val_batches: int | float | None = None,
         limit_test_batches: int | float | None = None,
         limit_predict_batches: int | float | None = None,
+        overfit_batches: int | float = 0,
+        fast_dev_run: bool | int = False,
+        reload_dataloaders_every_n_epochs: int = 0,
+        barebones: bool = False,
         enable_progress_bar: bool = True,
         enable_checkpointing: bool = True,
         enable_model_summary: bool = True,
@@ -122,6 +144,8 @@ class Trainer:
         }
         self.max_epochs = max_epochs
         self.max_steps = max_steps
+        self.min_epochs = min_epochs
+        self.min_steps = min_steps
         self.max_time_s = seconds(max_time)
         self.val_check_interval = val_check_interval
         self.compilation_cache = compilation_cache
@@ -132,12 +156,18 @@ class Trainer:
         self.callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
         # What is saved has to hold what the others decided at the same look.
         self.callbacks.sort(key=lambda one: isinstance(one, ModelCheckpoint))
+        self.logger = logger
         self.loggers = _loggers(logger)
         self.log_every_n_steps = log_every_n_steps
         self.check_val_every_n_epoch = check_val_every_n_epoch
-        self.limits = {
+        self.num_sanity_val_steps = num_sanity_val_steps
+        self.overfit_batches = overfit_batches
+        self.fast_dev_run = fast_dev_run
+        self.reload_dataloaders_every_n_epochs = reload_dataloaders_every_n_epochs
+        self.barebones = barebones
+        self.limits: dict[str, int | float | None] = {
             "train": limit_train_batches,
-            "val": limit_val_batches,
+            "val": overfit_batches if overfit_batches and limit_val_batches is None else limit_val_batches,
             "test": limit_test_batches,
             "predict": limit_predict_batches,
         }
@@ -146,11 +176,18 @@ class Trainer:
         self.default_root_dir = default_root_dir
         self.enable_checkpointing = enable_checkpointing
         check_arguments(self)
-        if enable_checkpointing and not any(isinstance(one, ModelCheckpoint) for one in self.callbacks):
+        if fast_dev_run:
+            rehearse(self, int(fast_dev_run))
+        if barebones:
+            strip(self)
+        if self.enable_checkpointing and not any(isinstance(one, ModelCheckpoint) for one in self.callbacks):
             self.callbacks.append(ModelCheckpoint())
         self.directory: Path | None = None
         self._checkpoints = Checkpoints()
         self._state: Any = None
+        self._run_under_way: Run | None = None
+        self._epoch = 0
+        self._estimated_steps: Any = _UNKNOWN
         self._engine: Engine | None = None
 
     @property
@@ -179,7 +216,8 @@ class Trainer:
         Args:
           task: a `Task`, or any object with its methods.
           train_data: `ArrayLoader`, any iterable of batches, or a generator function. A batch is a pytree of arrays.
-          val_data: the same, evaluated at the end of epochs.
+          val_data: the same, evaluated at the end of epochs; or a dict of several, {"clean": ..., "noisy": ...}, whose
+            metrics are named `val/clean/...`.
           datamodule: an object that makes the loaders, instead of `train_data` and `val_data`.
           state: the state to start from, copied; made by the task's `init` when None.
           resume: as for the trainer, for this call.
@@ -199,31 +237,42 @@ class Trainer:
                 "fit was called on a Trainer with neither max_epochs nor max_steps nor max_time, so the run would "
                 "never end; write lj.Trainer(max_epochs=10) or lj.Trainer(max_steps=1000)."
             )
-        train, val = fit_data(train_data, val_data, datamodule, self.limits)
         keeper = next((one for one in self.callbacks if isinstance(one, ModelCheckpoint)), None)
-        self.directory = None
+        self.directory, self._run_under_way = None, None
         checkpoint = checkpoint_to_resume(self.resume if resume is None else resume, self._root(), given=state)
+        every, self._epoch = self.reload_dataloaders_every_n_epochs, 0
+        if checkpoint is not None:
+            epoch = checkpoint.about()["position"]["epoch"]
+            self._epoch = epoch - epoch % every if every else epoch
+        data = fit_data(
+            train_data,
+            val_data,
+            datamodule,
+            self.limits,
+            overfit_batches=self.overfit_batches,
+            reload_every_n_epochs=every,
+        )
+        self._estimated_steps = self._steps_of(data.train.batches)
         cache = compilation_cache_in(self._cache_directory(has_files=keeper is not None or bool(self.loggers)))
         with Interrupt() as interrupt, cache:
             engine = self._engine_for(task)
-            batch = train.first()
+            batch = data.train.first()
             given = state if checkpoint is None else checkpoint
             state = initial_state(engine, jax.random.key(self.seed), batch, given, self.max_steps)
             engine.trace_train(state, batch)
-            if val is not None:
-                engine.trace_eval(state, val.first())
-            check_monitored(self.callbacks, engine, validates=val is not None)
-            schedule = self._schedule(train.batches)
-            pace = self._pace(engine, batch, train.batches, schedule.total_steps(steps_done(state), train.batches))
+            trace(engine, state, data.val)
+            check_monitored(self.callbacks, engine.metric_names("train"), metric_names(engine, "val", data.val))
+            batches = data.train.batches
+            schedule = self._schedule(batches)
+            pace = self._pace(engine, batch, batches, schedule.total_steps(steps_done(state), batches))
             # From here on nothing the user wrote is wrong, as far as one can see without running it.
-            return self._run(engine, state, train, val, schedule, pace, keeper, checkpoint, interrupt)
+            return self._run(engine, state, data, schedule, pace, keeper, checkpoint, interrupt)
 
     def _run(
         self,
         engine: Engine,
         state: Any,
-        train: Source,
-        val: Source | None,
+        data: FitData,
         schedule: Schedule,
         pace: Pace,
         keeper: ModelCheckpoint | None,
@@ -234,7 +283,7 @@ class Trainer:
         output = Output()
         if self.enable_model_summary:
             output.write_line(str(summarize(state)))
-        if keeper is not None and (reason := train.inexact()):
+        if keeper is not None and (reason := data.train.inexact()):
             warnings.warn(f"A resumed run will not see the batches this run would have seen: {reason}", stacklevel=3)
         if keeper is not None or self.loggers:
             if checkpoint is not None and checkpoint.path.parent.name == FOLDER:
@@ -251,8 +300,9 @@ class Trainer:
         checkpointer = Checkpointer(self.directory / FOLDER, before_write) if self.directory and keeper else None
         progress = make_progress(self.enable_progress_bar)
         run = Run(self, engine, state, history, logger, checkpointer, self.directory)
-        run.validates = val is not None
         run.totals = engine.train_totals()
+        run.estimated_steps = self._estimated_steps
+        self._run_under_way = run
         about = None
         if checkpoint is not None:
             about = checkpoint.about()
@@ -260,7 +310,7 @@ class Trainer:
             output.write_line(
                 f"resumed from {checkpoint.path} at step {run.step}, batch {run.batch} of epoch {run.epoch}"
             )
-            train.resume(run.epoch, run.batch, run.place, output.write_line, interrupt.requested)
+            data.train.resume(run.epoch, run.batch, run.place, output.write_line, interrupt.requested)
         with ExitStack() as closing:
             # Each is closed whatever the others raise: the display first, the loggers after the checkpoints.
             closing.callback(logger.finish)
@@ -270,15 +320,16 @@ class Trainer:
             closing.callback(progress.close)
             try:
                 # The first program compiles while the loggers start.
-                engine.compile_ahead("train", train.specs(pace.capacity)[:1])
+                engine.compile_ahead("train", data.train.specs(pace.capacity)[:1])
                 if self.directory is not None:
                     logger.start(self.directory)
                 logger.log_hyperparams(self.hyperparameters)
-                loop = Loop(run, engine, train, val, schedule, pace, self.callbacks, progress, interrupt)
+                loop = Loop(run, engine, data, schedule, pace, self.callbacks, progress, interrupt)
                 stopped_by = loop.fit(about)
             except BaseException as error:
-                call(self.callbacks, "on_exception", run, error)
+                call_to_the_end(self.callbacks, run, error)
                 raise
+            call(self.callbacks, "teardown", run, "fit")
         self._state = run.state
         self._checkpoints = keeper.checkpoints if keeper is not None else Checkpoints()
         if self.directory is not None:
@@ -293,14 +344,17 @@ class Trainer:
         )
 
     def _schedule(self, epoch_batches: int | None) -> Schedule:
+        interval = self.val_check_interval
+        by_time = isinstance(interval, str | timedelta | dict)
         return Schedule(
             max_epochs=self.max_epochs,
             max_steps=self.max_steps,
             max_time_s=self.max_time_s,
             log_every_n_steps=self.log_every_n_steps,
             check_val_every_n_epoch=self.check_val_every_n_epoch,
-            val_check_batches=batches_between(self.val_check_interval, epoch_batches),
-        )
+            val_check_interval=None if by_time else interval,
+            val_check_s=seconds(interval, "val_check_interval") if by_time else None,
+        ).for_epochs_of(epoch_batches)
 
     def _pace(self, engine: Engine, batch: Any, epoch_steps: int | None, total_steps: int | None) -> Pace:
         return Pace(
@@ -320,7 +374,7 @@ class Trainer:
 
         Args:
           task: the task; its `eval_step` is run.
-          data: as for `fit`.
+          data: as `val_data` for `fit`.
           state: a state, a checkpoint or its directory, "best" or "last" of the last `fit`; the last state of that
             `fit` when None.
           datamodule: makes the loader, instead of `data`.
@@ -334,47 +388,118 @@ class Trainer:
         """Evaluates a state on test data: as `validate`, with names prefixed "test/"."""
         return self._evaluate("test", task, data, state, datamodule)
 
-    def predict(self, task: TaskLike, data: Any = None, *, state: Any = None, datamodule: Any = None) -> Any:
+    def predict(
+        self,
+        task: TaskLike,
+        data: Any = None,
+        *,
+        state: Any = None,
+        datamodule: Any = None,
+        return_predictions: bool = True,
+    ) -> Any:
         """Runs the task's `predict_step` on every batch.
 
+        Args:
+          task: the task.
+          data: as `val_data` for `fit`.
+          state: as for `validate`.
+          datamodule: makes the loader, instead of `data`.
+          return_predictions: False returns None and keeps nothing: what matters, a callback such as
+            `PredictionWriter` took.
+
         Returns:
-          The outputs of all batches joined along their first axis, numpy arrays in the order of the data; waits for
-          the device.
+          The outputs of all batches joined along their first axis, numpy arrays in the order of the data (a dict of
+          them for a dict of loaders); waits for the device.
         """
-        source = stage_data("predict", data, datamodule, self.limits)
+        loaders = stage_data("predict", data, datamodule, self.limits["predict"])
         engine = self._engine_for(task)
-        state = self._state_to_evaluate(engine, state, source)
-        progress = make_progress(self.enable_progress_bar)
-        try:
-            return predict(engine, state, source, progress)
-        finally:
-            progress.close()
+        state = self._state_to_evaluate(engine, state, loaders)
+        with self._evaluating(engine, state, "predict") as (run, progress):
+            call(self.callbacks, "on_predict_start", run)
+            call(self.callbacks, "on_predict_epoch_start", run)
+            outputs = {
+                name: predict(run, engine, source, self.callbacks, progress, name, keep=return_predictions)
+                for name, source in loaders.items()
+            }
+            call(self.callbacks, "on_predict_epoch_end", run)
+            call(self.callbacks, "on_predict_end", run)
+        return outputs.get("", outputs) if return_predictions else None
 
     def _evaluate(
         self, stage: Literal["val", "test"], task: TaskLike, data: Any, state: Any, datamodule: Any
     ) -> dict[str, Any]:
-        source = stage_data(stage, data, datamodule, self.limits)
+        loaders = stage_data(stage, data, datamodule, self.limits[stage])
         engine = self._engine_for(task)
-        state = self._state_to_evaluate(engine, state, source)
-        engine.trace_eval(state, source.first())
-        progress = make_progress(self.enable_progress_bar)
-        try:
-            totals = evaluate(state, engine, source, 0, stage, progress)
-            metrics = numbers(engine.compute("eval", jax.device_get(totals)), f"{stage}/")
+        state = self._state_to_evaluate(engine, state, loaders)
+        trace(engine, state, loaders)
+        with self._evaluating(engine, state, "validate" if stage == "val" else "test") as (run, progress):
+            Evaluation(stage, engine, loaders, self.callbacks, progress).run(run)
+            metrics = dict(run.metrics)
             progress.end_evaluation(metrics)
-        finally:
-            progress.close()
-            engine.close()
-        if self.directory is not None:
-            logger = LoggerCollection(self.loggers)
-            scalars = {name: value for name, value in metrics.items() if isinstance(value, float)}
-            logger.log_metrics(steps_done(state), scalars)
-            logger.finish()
         return metrics
 
-    def _state_to_evaluate(self, engine: Engine, given: Any, source: Source) -> Any:
+    @contextmanager
+    def _evaluating(self, engine: Engine, state: Any, stage: Stage) -> Iterator[tuple[Run, Progress]]:
+        """Makes the run of an evaluation or prediction and calls the hooks around it.
+
+        It reports to the loggers of the last training.
+        """
+        logger = LoggerCollection(self.loggers if self.directory is not None else ())
+        run = Run(self, engine, state, History(logger), logger, None, self.directory, stage)
+        with ExitStack() as closing:
+            closing.callback(engine.close)
+            closing.callback(logger.finish)
+            progress = make_progress(self.enable_progress_bar)
+            closing.callback(progress.close)
+            try:
+                call(self.callbacks, "setup", run, stage)
+                yield run, progress
+                run.history.settle()
+            except BaseException as error:
+                call_to_the_end(self.callbacks, run, error)
+                raise
+            call(self.callbacks, "teardown", run, stage)
+
+    @property
+    def current_epoch(self) -> int:
+        """The epoch of the training under way, or of the last one."""
+        return self._epoch if self._run_under_way is None else self._run_under_way.epoch
+
+    @property
+    def estimated_steps(self) -> int | None:
+        """Optimizer steps of the training that was begun last, for schedules: `init` may read it.
+
+        None where nobody knows: the data has no length, or only `max_time` ends the run. A resumed run has the steps of
+        the whole.
+
+        Raises:
+          ConfigurationError: no `fit` has begun; `estimate_steps(train_data)` tells before.
+        """
+        if self._estimated_steps is _UNKNOWN:
+            raise ConfigurationError(
+                "trainer.estimated_steps was read before fit knew the data; read it in init, which fit calls, or write "
+                "trainer.estimate_steps(train_data)."
+            )
+        return self._estimated_steps
+
+    def estimate_steps(self, train_data: Any = None, *, datamodule: Any = None) -> int | None:
+        """Returns the optimizer steps that `fit` would take, None where nobody knows; runs nothing.
+
+        Example:
+          >>> import lightjax as lj, numpy as np
+          >>> loader = lj.ArrayLoader({"x": np.zeros(10)}, batch_size=4)
+          >>> lj.Trainer(max_epochs=5).estimate_steps(loader)
+          15
+        """
+        data = fit_data(train_data, None, datamodule, self.limits, overfit_batches=self.overfit_batches)
+        return self._steps_of(data.train.batches)
+
+    def _steps_of(self, epoch_batches: int | None) -> int | None:
+        return self._schedule(epoch_batches).total_steps(0, epoch_batches)
+
+    def _state_to_evaluate(self, engine: Engine, given: Any, loaders: Loaders) -> Any:
         key = jax.random.key(self.seed)
-        return state_to_evaluate(engine, key, source, given, self._state, self._checkpoints)
+        return state_to_evaluate(engine, key, next(iter(loaders.values())), given, self._state, self._checkpoints)
 
     def _root(self) -> Path:
         return Path(self.default_root_dir or DEFAULT_ROOT).absolute()

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from lightjax.run import Run
 
+Stage = Literal["fit", "validate", "test", "predict"]
+
 
 class Callback:
-    """Overrides the hooks it needs; each gets the `run` first.
+    """Overrides the hooks it needs; each gets the `run` first. docs/callbacks.md has them in the order they run.
 
     A hook may read `run.state` (valid until the next step: copy what is to be kept), assign it, `run.log({...})` and
     `run.stop(reason)`. Reading `run.metrics` waits for the device; a hook that reads nothing costs nothing.
 
     Attributes:
-      every_n_steps: how often `on_train_batch_end` is called. The loop runs compiled up to the next call, so 1 makes
-        every step a call of its own; None never calls it.
+      every_n_steps: how often `on_train_batch_start` and `on_train_batch_end` are called. The loop runs compiled in
+        between, so 1 makes every step a call of its own; None never calls them.
 
     Example:
       >>> import lightjax as lj
@@ -29,14 +32,35 @@ class Callback:
 
     every_n_steps: int | None = 1
 
+    def setup(self, run: Run, stage: Stage) -> None:
+        """Before everything else of a fit, validate, test or predict; the state exists."""
+
+    def teardown(self, run: Run, stage: Stage) -> None:
+        """After everything else, also after an error."""
+
     def on_fit_start(self, run: Run) -> None:
-        """Before the first step; the state exists."""
+        """Before the first evaluation and the first step; a resumed run is where it was."""
 
     def on_fit_end(self, run: Run) -> None:
-        """After the last step and the last evaluation."""
+        """After `on_train_end`."""
+
+    def on_sanity_check_start(self, run: Run) -> None:
+        """Before the few validation batches that are tried before training."""
+
+    def on_sanity_check_end(self, run: Run) -> None:
+        """After them."""
+
+    def on_train_start(self, run: Run) -> None:
+        """Before the first epoch."""
+
+    def on_train_end(self, run: Run) -> None:
+        """After the last epoch."""
 
     def on_train_epoch_start(self, run: Run) -> None:
         """Before the first batch of an epoch."""
+
+    def on_train_batch_start(self, run: Run) -> None:
+        """Before the step that follows a multiple of `every_n_steps`."""
 
     def on_train_batch_end(self, run: Run) -> None:
         """After every step that is a multiple of `every_n_steps`."""
@@ -47,11 +71,62 @@ class Callback:
     def on_validation_start(self, run: Run) -> None:
         """Before an evaluation on the validation data."""
 
+    def on_validation_epoch_start(self, run: Run) -> None:
+        """After `on_validation_start`."""
+
+    def on_validation_batch_start(self, run: Run) -> None:
+        """Before each validation batch; overriding it makes every batch a call of its own."""
+
+    def on_validation_batch_end(self, run: Run) -> None:
+        """After each validation batch; overriding it makes every batch a call of its own."""
+
+    def on_validation_epoch_end(self, run: Run) -> None:
+        """After the last batch of an evaluation; its metrics are in `run.metrics`."""
+
     def on_validation_end(self, run: Run) -> None:
         """After an evaluation on the validation data; its metrics are in `run.metrics`."""
 
+    def on_test_start(self, run: Run) -> None:
+        """Before a test."""
+
+    def on_test_epoch_start(self, run: Run) -> None:
+        """After `on_test_start`."""
+
+    def on_test_batch_start(self, run: Run) -> None:
+        """Before each test batch; overriding it makes every batch a call of its own."""
+
+    def on_test_batch_end(self, run: Run) -> None:
+        """After each test batch; overriding it makes every batch a call of its own."""
+
+    def on_test_epoch_end(self, run: Run) -> None:
+        """After the last batch of a test; its metrics are in `run.metrics`."""
+
+    def on_test_end(self, run: Run) -> None:
+        """After a test; its metrics are in `run.metrics`."""
+
+    def on_predict_start(self, run: Run) -> None:
+        """Before a prediction."""
+
+    def on_predict_epoch_start(self, run: Run) -> None:
+        """After `on_predict_start`."""
+
+    def on_predict_batch_start(self, run: Run) -> None:
+        """Before the predict step of a batch."""
+
+    def on_predict_batch_end(self, run: Run, outputs: Any) -> None:
+        """After the outputs of a batch came to the host, numpy arrays, while the next one is computed."""
+
+    def on_predict_epoch_end(self, run: Run) -> None:
+        """After the last batch of a prediction."""
+
+    def on_predict_end(self, run: Run) -> None:
+        """After a prediction."""
+
     def on_save_checkpoint(self, run: Run) -> None:
         """Before a checkpoint is saved."""
+
+    def on_load_checkpoint(self, run: Run) -> None:
+        """After a resumed run took back where it was, before `load_state_dict`."""
 
     def on_exception(self, run: Run, error: BaseException) -> None:
         """When an error ends the run."""
@@ -63,7 +138,37 @@ class Callback:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` returned."""
 
+    def overrides(self, *hooks: str) -> bool:
+        """Says whether any of these hooks is overridden."""
+        return any(getattr(type(self), hook) is not getattr(Callback, hook) for hook in hooks)
+
     def steps_between_looks(self) -> int | None:
-        """Returns how many steps pass between two calls of `on_train_batch_end`; None if it is never called."""
-        overridden = type(self).on_train_batch_end is not Callback.on_train_batch_end
-        return self.every_n_steps if overridden else None
+        """Returns how many steps pass between two calls of the train batch hooks; None if there are none."""
+        return self.every_n_steps if self.overrides("on_train_batch_start", "on_train_batch_end") else None
+
+
+def call(callbacks: Sequence[Callback], hook: str, run: Run, *arguments: Any) -> None:
+    """Calls a hook of every callback; an error names the callback and the hook."""
+    for callback in callbacks:
+        try:
+            getattr(callback, hook)(run, *arguments)
+        except Exception as error:
+            error.add_note(
+                f"This happened in {type(callback).__name__}.{hook}, at step {run.step} of epoch {run.epoch}."
+            )
+            raise
+
+
+def call_to_the_end(callbacks: Sequence[Callback], run: Run, error: BaseException) -> None:
+    """Calls `on_exception` and `teardown` of every callback; what they raise is noted with the error."""
+    for hook, argument in (("on_exception", error), ("teardown", run.stage)):
+        for callback in callbacks:
+            try:
+                getattr(callback, hook)(run, argument)
+            except Exception as another:
+                error.add_note(f"Then {type(callback).__name__}.{hook} failed: {another!r}")
+
+
+def looking(callbacks: Sequence[Callback], step: int) -> list[Callback]:
+    """Picks the callbacks that look at a step."""
+    return [one for one in callbacks if (period := one.steps_between_looks()) is not None and step % period == 0]

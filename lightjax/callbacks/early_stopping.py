@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
-from lightjax.callbacks.callback import Callback
+from lightjax.callbacks.callback import Callback, Stage
 from lightjax.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -66,13 +66,14 @@ class EarlyStopping(Callback):
         self.divergence_threshold = divergence_threshold
         self._forget()
 
-    def on_fit_start(self, run: Run) -> None:
+    def setup(self, run: Run, stage: Stage) -> None:
         """Forgets an earlier run."""
-        self._forget()
+        if stage == "fit":
+            self._forget()
 
     def on_validation_end(self, run: Run) -> None:
         """Judges a metric of the evaluation."""
-        if self.monitor.startswith("val/"):
+        if self.monitor.startswith("val/") and run.stage == "fit" and not run.sanity_checking:
             self._look(run)
 
     def on_train_epoch_end(self, run: Run) -> None:

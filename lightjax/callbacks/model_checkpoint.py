@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
-from lightjax.callbacks.callback import Callback
+from lightjax.callbacks.callback import Callback, Stage
 from lightjax.checkpoint import Checkpoint, Checkpoints
 from lightjax.errors import ConfigurationError
 
@@ -23,6 +23,7 @@ class ModelCheckpoint(Callback):
       save_top_k: how many of the best to keep; -1 keeps all.
       every_n_epochs: save at the end of every n-th epoch; 0 never.
       every_n_train_steps: save at every n-th step as well.
+      save_on_exception: save the state that an error leaves, if the error did not take it.
 
     Attributes:
       best: the best checkpoint so far, or None.
@@ -37,6 +38,7 @@ class ModelCheckpoint(Callback):
         save_top_k: int = 1,
         every_n_epochs: int = 1,
         every_n_train_steps: int | None = None,
+        save_on_exception: bool = True,
     ) -> None:
         if mode not in ("min", "max"):
             raise ConfigurationError(f"ModelCheckpoint got mode={mode!r}; write mode='min' or mode='max'.")
@@ -49,12 +51,14 @@ class ModelCheckpoint(Callback):
         self.save_top_k = save_top_k
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_train_steps
+        self.save_on_exception = save_on_exception
         self._forget()
 
     def _forget(self) -> None:
         self._ranked: list[tuple[float, int]] = []
         self._last: int | None = None
         self._saved: dict[int, Checkpoint] = {}
+        self._began_at: int | None = None
 
     @property
     def best(self) -> Checkpoint | None:  # noqa: D102 (an attribute, documented with the class)
@@ -74,10 +78,15 @@ class ModelCheckpoint(Callback):
         """The checkpoints kept; the last one stands for the best where nothing ranks them."""
         return Checkpoints(best=self.best or self.last, last=self.last)
 
-    def on_fit_start(self, run: Run) -> None:
+    def setup(self, run: Run, stage: Stage) -> None:
         """Forgets the checkpoints of an earlier run."""
-        self._forget()
-        self._run = run
+        if stage == "fit":
+            self._forget()
+            self._run = run
+
+    def on_train_start(self, run: Run) -> None:
+        """Notes where the run begins."""
+        self._began_at = run.step
 
     def on_train_batch_end(self, run: Run) -> None:
         """Saves a step between the ends of epochs."""
@@ -91,6 +100,12 @@ class ModelCheckpoint(Callback):
     def on_fit_end(self, run: Run) -> None:
         """Saves the step the run ends with."""
         self.save(run)
+
+    def on_exception(self, run: Run, error: BaseException) -> None:
+        """Saves the state that an error left, if there were steps and it is still there."""
+        trained = self._began_at is not None and run.step > self._began_at
+        if self.save_on_exception and isinstance(error, Exception) and trained and run.state_is_whole:
+            self.save(run)
 
     def save(self, run: Run) -> None:
         """Ranks this step if its metric is new, saves it, and lets go of checkpoints that are no longer wanted."""

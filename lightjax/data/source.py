@@ -78,8 +78,21 @@ def as_source(data: Any, name: str, limit: int | float | None = None) -> Source:
             f"{name} is {a_or_an(type(data).__name__)}, which is no loader: it gives no batches to iterate over; pass "
             "lj.ArrayLoader(arrays, batch_size=...), a DataLoader, a list of batches, or a generator function."
         )
+    if isinstance(data, list | tuple) and data and all(map(_is_loader, data)):
+        raise DataError(
+            f"{name} is a {type(data).__name__} of {len(data)} loaders, which does not say what they are for; name "
+            'them for evaluation, {"clean": first, "noisy": second}, and combine them for training, '
+            'lj.CombinedLoader({"a": first, "b": second}).'
+        )
     length = len(data) if isinstance(data, Sized) else None
     return IterableSource(lambda: data, name, _limit(limit, length, name), length)
+
+
+def _is_loader(data: Any) -> bool:
+    """Says whether an element of a list is a loader, and not a batch: a batch is a pytree of arrays."""
+    if isinstance(data, dict | str | bytes | list | tuple) or hasattr(data, "__array__"):
+        return False
+    return isinstance(data, Iterable) or callable(data)
 
 
 def _limit(limit: int | float | None, length: int | None, name: str) -> int | None:

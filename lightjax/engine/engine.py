@@ -16,7 +16,7 @@ from lightjax.engine.program import Steps
 class Engine(Protocol):
     """Runs a task's functions in stretches of steps; what it returns lies on the devices, and nothing waits for them.
 
-    `stage` is "train" or "eval" everywhere. A stage is traced before anything else is asked about it.
+    `stage` is "train", "eval", or "eval/NAME" for one of several loaders, everywhere. A stage is traced before anything else is asked about it.
 
     Attributes:
       task: the user's functions.
@@ -64,7 +64,7 @@ class Engine(Protocol):
         """Traces the train step, which checks its contract; does not compile."""
         ...
 
-    def trace_eval(self, state: Any, batch: Any) -> None:
+    def trace_eval(self, state: Any, batch: Any, stage: str = "eval") -> None:
         """Traces the eval step, which checks its contract; does not compile."""
         ...
 
@@ -100,15 +100,15 @@ class Engine(Protocol):
         """
         ...
 
-    def eval_capacity(self, data: Source) -> int:
+    def eval_capacity(self, data: Source, stage: str = "eval") -> int:
         """Returns how many batches of this data a stretch of an evaluation has."""
         ...
 
-    def eval_totals(self) -> Vectors:
+    def eval_totals(self, stage: str = "eval") -> Vectors:
         """Returns the totals an evaluation begins with."""
         ...
 
-    def evaluate(self, state: Any, totals: Vectors, stretch: Stretch) -> Vectors:
+    def evaluate(self, state: Any, totals: Vectors, stretch: Stretch, stage: str = "eval") -> Vectors:
         """Merges the metrics of a stretch of eval steps into `totals`."""
         ...
 

@@ -103,10 +103,16 @@ class JitEngine:
         with self.layout.scope():
             self._traced["train"] = trace(checked_train_step(self.task), state, batch, self._traced.get("train"))
 
-    def trace_eval(self, state: Any, batch: Any) -> None:
-        """Traces the eval step, which checks its contract; does not compile."""
+    def trace_eval(self, state: Any, batch: Any, stage: str = "eval") -> None:
+        """Traces the eval step, which checks its contract; does not compile.
+
+        Loaders with batches of different shapes have a stage each; those of one shape share its programs.
+        """
+        shapes = (_tree.abstract(state), _tree.abstract(batch))
+        alike = (one for name, one in self._traced.items() if name != "train" and (one.state, one.batch) == shapes)
+        known = next(alike, self._traced.get(stage))
         with self.layout.scope():
-            self._traced["eval"] = trace(checked_eval_step(self.task), state, batch, self._traced.get("eval"))
+            self._traced[stage] = trace(checked_eval_step(self.task), state, batch, known)
 
     def loops(self, stage: str) -> bool:
         """Says whether a stage ("train" or "eval") can run several steps in one call.
@@ -127,9 +133,9 @@ class JitEngine:
         """Returns the totals a training begins with."""
         return self._zeros("train"), self._zeros("train")
 
-    def eval_totals(self) -> Vectors:
+    def eval_totals(self, stage: str = "eval") -> Vectors:
         """Returns the totals an evaluation begins with."""
-        return self._zeros("eval")
+        return self._zeros(stage)
 
     def program(self, stage: str, stretch: Stretch) -> Callable[..., Any]:
         """Returns the compiled program of a stretch; waits for the compiler where it is not ready."""
@@ -163,25 +169,26 @@ class JitEngine:
             state, totals, rows, control = program(state, totals, rows, stretch.steps, control)
         return state, totals, rows
 
-    def evaluate(self, state: Any, totals: Vectors, stretch: Stretch) -> Vectors:
+    def evaluate(self, state: Any, totals: Vectors, stretch: Stretch, stage: str = "eval") -> Vectors:
         """Merges the metrics of a stretch of eval steps into `totals`; does not wait for it.
 
         Args:
           state: left as it is.
           totals: metrics of the batches before.
           stretch: placed; runs once.
+          stage: which eval step.
         """
-        program = self.program("eval", stretch)
-        if self.loops("eval"):
+        program = self.program(stage, stretch)
+        if self.loops(stage):
             return program(state, totals, stretch.steps, stretch.control)
         control = stretch.control
         for _ in range(stretch.count):
             totals, control = program(state, totals, stretch.steps, control)
         return totals
 
-    def eval_capacity(self, data: Source) -> int:
+    def eval_capacity(self, data: Source, stage: str = "eval") -> int:
         """Returns how many batches of this data a stretch of an evaluation has."""
-        batch_bytes = _tree.size_in_bytes(self._traced["eval"].batch)
+        batch_bytes = _tree.size_in_bytes(self._traced[stage].batch)
         fitting = max(1, STACK_BYTES // max(1, batch_bytes))
         return min(self.eval_batches_per_call, fitting, data.batches or fitting)
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from lightjax import _tree
-from lightjax.callbacks.callback import Stage
+from lightjax.callbacks.callback import Stage, call, naming
 from lightjax.errors import ConfigurationError, MetricError, StepError
 from lightjax.history import History, Report
 
@@ -193,8 +193,7 @@ class Run:
             raise ConfigurationError(
                 "run.save_checkpoint was called in a run without checkpoints; write Trainer(enable_checkpointing=True)."
             )
-        for callback in self.trainer.callbacks:
-            callback.on_save_checkpoint(self)
+        call(self.trainer.callbacks, "on_save_checkpoint", self)
         metrics = self.metrics
         window, epoch = self.totals
         return self._checkpointer.save(
@@ -247,10 +246,11 @@ class Run:
         kept: dict[str, list[Any]] = {}
         for name, state in about["callbacks"]:
             kept.setdefault(name, []).append(state)
+        call(self.trainer.callbacks, "on_load_checkpoint", self)
         for callback in self.trainer.callbacks:
-            callback.on_load_checkpoint(self)
             if states := kept.get(type(callback).__name__):
-                callback.load_state_dict(states.pop(0))
+                with naming(callback, "load_state_dict", self):
+                    callback.load_state_dict(states.pop(0))
 
     def checkpoint_of(self, step: int | None) -> Checkpoint | None:
         """Returns the checkpoint of a step of this run; None where there is none that is whole."""

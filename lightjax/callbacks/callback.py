@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -150,13 +151,21 @@ class Callback:
 def call(callbacks: Sequence[Callback], hook: str, run: Run, *arguments: Any) -> None:
     """Calls a hook of every callback; an error names the callback and the hook."""
     for callback in callbacks:
-        try:
+        with naming(callback, hook, run):
             getattr(callback, hook)(run, *arguments)
-        except Exception as error:
-            error.add_note(
-                f"This happened in {type(callback).__name__}.{hook}, at step {run.step} of epoch {run.epoch}."
-            )
-            raise
+
+
+@contextmanager
+def naming(callback: Callback, hook: str, run: Run) -> Iterator[None]:
+    """Names the callback and the hook in an error that it raises."""
+    try:
+        yield
+    except Exception as error:
+        note = f"This happened in {type(callback).__name__}.{hook}, at step {run.step} of epoch {run.epoch}."
+        # A hook that saves calls the hooks of saving: the innermost is the one that raised.
+        if not any(known.startswith("This happened in ") for known in getattr(error, "__notes__", ())):
+            error.add_note(note)
+        raise
 
 
 def call_to_the_end(callbacks: Sequence[Callback], run: Run, error: BaseException) -> None:

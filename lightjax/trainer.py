@@ -19,9 +19,9 @@ from lightjax.checkpoint.catalog import FOLDER
 from lightjax.checks import check_arguments, check_monitored
 from lightjax.compilation_cache import compilation_cache_in
 from lightjax.data.stage import FitData, Loaders, fit_data, stage_data
+from lightjax.engine.engine import Engine
 from lightjax.engine.jit import JitEngine
 from lightjax.engine.layout import OneDevice
-from lightjax.engine.engine import Engine
 from lightjax.errors import ConfigurationError
 from lightjax.evaluation import Evaluation, metric_names, trace
 from lightjax.history import History

@@ -16,7 +16,8 @@ from lightjax.engine.program import Steps
 class Engine(Protocol):
     """Runs a task's functions in stretches of steps; what it returns lies on the devices, and nothing waits for them.
 
-    `stage` is "train", "eval", or "eval/NAME" for one of several loaders, everywhere. A stage is traced before anything else is asked about it.
+    `stage` is "train", "eval", or "eval/NAME" for one of several loaders, everywhere. A stage is
+    traced before anything else is asked about it.
 
     Attributes:
       task: the user's functions.

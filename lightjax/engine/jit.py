@@ -115,7 +115,7 @@ class JitEngine:
             self._traced[stage] = trace(checked_eval_step(self.task), state, batch, known)
 
     def loops(self, stage: str) -> bool:
-        """Says whether a stage ("train" or "eval") can run several steps in one call.
+        """Says whether a stage ("train", "eval", "eval/NAME") can run several steps in one call.
 
         XLA on the CPU gives convolutions their fast layout only outside of loops: the gradient of a 3x3 kernel takes
         9 ms outside and 360 ms inside one (docs/decisions.md). Such steps run one by one, always.
@@ -201,11 +201,11 @@ class JitEngine:
             return self._predict(state, jax.device_put(stretch.steps, self.layout.steps(stretch.steps)))
 
     def compute(self, stage: str, vectors: Any) -> dict[str, Any]:
-        """Computes packed metrics of a stage ("train" or "eval") that are on the host."""
+        """Computes packed metrics of a stage ("train", "eval", "eval/NAME") that are on the host."""
         return self._traced[stage].packing.compute(vectors)
 
     def metric_names(self, stage: str) -> list[str]:
-        """Returns the names that a stage ("train" or "eval") reports."""
+        """Returns the names that a stage ("train", "eval", "eval/NAME") reports."""
         return list(self._traced[stage].packing.names)
 
     def compiling(self) -> bool:

@@ -9,12 +9,17 @@ from lightjax.errors import (
     DataError,
     LightjaxError,
     MetricError,
+    NonfiniteError,
     RecompileError,
     StepError,
 )
-from lightjax.gradient import grad
+from lightjax.gradient import grad, value_and_grad
 from lightjax.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightjax.loss_scale import LossScaling
 from lightjax.metrics import Accuracy, Last, Max, Mean, Metric, Min, Sum
+from lightjax.policy import Policy
+from lightjax.precision import Precision
+from lightjax.remat import remat
 from lightjax.result import FitResult
 from lightjax.run import Run
 from lightjax.state import TrainState
@@ -40,12 +45,16 @@ __all__ = [
     "Last",
     "LightjaxError",
     "Logger",
+    "LossScaling",
     "Max",
     "Mean",
     "Metric",
     "MetricError",
     "Min",
     "ModelCheckpoint",
+    "NonfiniteError",
+    "Policy",
+    "Precision",
     "RecompileError",
     "Run",
     "StepError",
@@ -56,6 +65,8 @@ __all__ = [
     "TrainState",
     "Trainer",
     "grad",
+    "remat",
     "restore",
     "summarize",
+    "value_and_grad",
 ]

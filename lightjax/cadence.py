@@ -36,13 +36,14 @@ class Cadence:
         periods = {callback.steps_between_looks() for callback in callbacks} - {None}
         return cls(tuple(sorted(period for period in periods if period)), last, batch_period, least)
 
-    def steps_to_next_look(self, step: int, batch: int, most: int) -> int:
+    def steps_to_next_look(self, step: int, batch: int, most: int, group: int = 1) -> int:
         """Returns how many steps to run: up to the next look, `most` at most, 0 at the end.
 
         Args:
           step: optimizer steps done.
           batch: batches done, of this epoch or of all.
           most: steps to run at most.
+          group: batches that a step takes; a look within a group waits for its end.
         """
         looks = [most, *(period - step % period for period in self.periods)]
         if self.last is not None:
@@ -50,5 +51,5 @@ class Cadence:
         if step < self.least:
             looks.append(self.least - step)
         if self.batch_period is not None:
-            looks.append(self.batch_period - batch % self.batch_period)
+            looks.append(-(-(self.batch_period - batch % self.batch_period) // group))
         return min(looks)

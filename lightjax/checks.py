@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from lightjax.callbacks import Callback, ModelCheckpoint
 from lightjax.errors import ConfigurationError, MetricError
 from lightjax.loggers import Logger
+from lightjax.policy import Policy
 from lightjax.schedule import seconds
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def check_arguments(trainer: Trainer) -> None:
         *_interval(trainer),
         *([] if trainer.steps_per_call == "auto" else _below(trainer, 1, "steps_per_call")),
     ]
+    conflicts += _policy_conflicts(trainer)
     for stage, limit in trainer.limits.items():
         # No validation is a wish, no training a mistake.
         if not (stage == "val" and limit == 0):
@@ -123,10 +125,32 @@ def _beside_barebones(trainer: Trainer) -> list[str]:
     ]
 
 
+def _policy_conflicts(trainer: Trainer) -> list[str]:
+    conflicts = _below(trainer, 1, "microbatches")
+    accumulated = trainer.accumulate_grad_batches
+    if isinstance(accumulated, Mapping):
+        fine = all(_whole(epoch, 0) and _whole(batches, 1) for epoch, batches in accumulated.items())
+        if not (fine and accumulated):
+            conflicts.append(
+                f"accumulate_grad_batches={accumulated!r}: give {{epoch: batches}}, epochs from 0 and batches from 1 on"
+            )
+    else:
+        conflicts += _below(trainer, 1, "accumulate_grad_batches")
+    try:
+        Policy(**trainer.policy)
+    except ConfigurationError as error:
+        conflicts += str(error).splitlines()
+    return conflicts
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def _below(trainer: Trainer, least: int, *names: str) -> list[str]:
     conflicts = []
     for name in names:
         value = getattr(trainer, name)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        if value is not None and not _whole(value, least):
             conflicts.append(f"{name}={value!r}: give a whole number from {least} on")
     return conflicts

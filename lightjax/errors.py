@@ -30,3 +30,7 @@ class RecompileError(LightjaxError, RuntimeError):
 
 class CheckpointError(LightjaxError, RuntimeError):
     """A checkpoint could not be written, read, or does not fit the state it is asked for."""
+
+
+class NonfiniteError(LightjaxError, FloatingPointError):
+    """A loss or gradients were not finite, and the run was asked to end then."""

@@ -172,11 +172,11 @@ class Loop:
     def _stretches(self, cursor: Cursor) -> Iterator[Stretch]:
         """Cuts the rest of the epoch at the looks."""
         step, batch, most = self.run.step, self.run.batch, self.pace.steps
-        counted = self.schedule.batches_done(self.run)
+        counted, group = self.schedule.batches_done(self.run), self.schedule.accumulation.at(self.run.epoch)
         return stretches(
             cursor,
-            lambda stretch, taken: self.engine.place_stretch("train", stretch, step + taken, batch + taken),
-            lambda taken: self.cadence.steps_to_next_look(step + taken, counted + taken, most),
+            lambda stretch, taken: self.engine.place_stretch("train", stretch, step + taken, batch + taken * group),
+            lambda taken: self.cadence.steps_to_next_look(step + taken, counted + taken * group, most, group),
             self.pace.capacity,
         )
 
@@ -190,7 +190,7 @@ class Loop:
         with jax.transfer_guard("disallow"):
             state, run.totals, self.rows = self.engine.train(run.state, run.totals, stretch)
         steps = range(run.step + 1, run.step + stretch.count + 1)
-        run.advance(state, stretch.count, stretch.place)
+        run.advance(state, stretch)
         if windows := window_reports(self.engine, self.rows, steps, run.epoch, schedule.log_every_n_steps):
             run.history.promise(windows)
         bound(self.in_flight, (self.rows, stretch.count - 1))

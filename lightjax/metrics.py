@@ -298,9 +298,13 @@ def batch_size(batch: Any) -> int | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
+def is_metric(value: Any) -> bool:
+    """Says whether a value merges and computes; asks its type, which keeps tracers from being touched."""
+    return callable(getattr(type(value), "merge", None)) and callable(getattr(type(value), "compute", None))
+
+
 def _as_metric(name: str, value: Any, batch: Any, step_name: str) -> Metric:
-    # jax's arrays have no merge or compute; asking the type keeps tracers from being touched.
-    if callable(getattr(type(value), "merge", None)) and callable(getattr(type(value), "compute", None)):
+    if is_metric(value):
         return value
     if not isinstance(value, bool | int | float | np.ndarray | np.generic | jax.Array) or np.ndim(value) != 0:
         raise MetricError(

@@ -26,14 +26,16 @@ def initial_state(engine: Engine, key: jax.Array, batch: Any, given: Any, max_st
       max_steps: limit of optimizer steps.
 
     Raises:
-      ConfigurationError: a given state has done `max_steps` steps already.
+      ConfigurationError: a given state has done `max_steps` steps already, or what is asked of its policy cannot be.
       CheckpointError: the checkpoint is damaged or does not fit.
     """
+    request = engine.request
     if given is None:
-        return engine.create_state(key, batch)
+        return request.for_batches(engine.create_state(key, batch), batch)
     if isinstance(given, Checkpoint):
-        return engine.adopt_state(given.restore(engine.abstract_state(key, batch)))
-    state = engine.adopt_state(given)
+        restored = given.restore(engine.abstract_state(key, batch))
+        return request.for_batches(engine.adopt_state(restored), batch)
+    state = request.for_batches(engine.adopt_state(request.apply(given)), batch)
     step = steps_done(state)
     if max_steps is not None and step >= max_steps:
         raise ConfigurationError(
@@ -93,10 +95,10 @@ def state_to_evaluate(
                 "directory of a checkpoint."
             )
     if isinstance(given, Checkpoint):
-        return engine.place_state(given.restore())
+        return engine.place_state(engine.request.apply(given.restore()))
     if isinstance(given, str | os.PathLike):
         return engine.place_state(Checkpoint.open(given).restore(engine.abstract_state(key, data.first())))
-    return engine.place_state(given)
+    return engine.place_state(engine.request.apply(given))
 
 
 def steps_done(state: Any) -> int:

@@ -17,6 +17,7 @@ from lightjax.history import History, Report
 
 if TYPE_CHECKING:
     from lightjax.checkpoint import Checkpoint, Checkpointer
+    from lightjax.data.stretch import Stretch
     from lightjax.engine.engine import Engine
     from lightjax.loggers import Logger
     from lightjax.trainer import Trainer
@@ -109,13 +110,13 @@ class Run:
         self.history.settle()
         return self.history.latest
 
-    def advance(self, state: Any, steps: int, place: Any) -> None:
+    def advance(self, state: Any, stretch: Stretch) -> None:
         """Moves on by a stretch of steps (called by the loop)."""
         self._state = state
-        self.place = place
-        self.step += steps
-        self.batch += steps
-        self.total_batch += steps
+        self.place = stretch.place
+        self.step += stretch.count
+        self.batch += stretch.count * stretch.group
+        self.total_batch += stretch.count * stretch.group
 
     def next_epoch(self) -> None:
         """Moves on to the beginning of the next epoch (called by the loop)."""

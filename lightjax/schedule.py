@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from lightjax.data.grouped import Accumulation
 from lightjax.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Schedule:
       val_check_interval: batches between evaluations, or a fraction of an epoch; None for the ends of epochs only.
       val_check_s: seconds between evaluations, instead.
       val_check_batches: `val_check_interval` in batches.
+      accumulation: how many batches make a step.
       begun_s: `time.monotonic()` at the start.
     """
 
@@ -38,6 +40,7 @@ class Schedule:
     val_check_interval: int | float | None = None
     val_check_s: float | None = None
     val_check_batches: int | None = None
+    accumulation: Accumulation = field(default_factory=Accumulation)
     begun_s: float = field(default_factory=time.monotonic)
 
     def for_epochs_of(self, batches: int | None) -> Schedule:
@@ -65,11 +68,11 @@ class Schedule:
         """Says whether the time is up."""
         return self.max_time_s is not None and time.monotonic() - self.begun_s >= self.max_time_s
 
-    def total_steps(self, step: int, epoch_steps: int | None) -> int | None:
+    def total_steps(self, step: int, epoch_batches: int | None) -> int | None:
         """Returns the step a run that is at `step` will end at, None where nobody knows."""
         totals = [] if self.max_steps is None else [self.max_steps]
-        if self.max_epochs is not None and epoch_steps is not None:
-            totals.append(step + self.max_epochs * epoch_steps)
+        if self.max_epochs is not None and epoch_batches is not None:
+            totals.append(step + self.accumulation.steps(self.max_epochs, epoch_batches))
         return min(totals, default=None)
 
     def validates_in(self, epoch: int) -> bool:
@@ -87,7 +90,9 @@ class Schedule:
             return False
         if self.val_check_s is not None:
             return time.monotonic() - validated_s >= self.val_check_s
-        return self.val_check_batches is not None and self.batches_done(run) % self.val_check_batches == 0
+        # A step that takes several batches ends at the multiple, or is the first to end after it.
+        group = self.accumulation.at(run.epoch)
+        return self.val_check_batches is not None and self.batches_done(run) % self.val_check_batches < group
 
     def validates_after(self, run: Run) -> bool:
         """Says whether an evaluation is due after the last batch of an epoch.

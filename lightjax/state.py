@@ -13,6 +13,9 @@ import optax
 
 from lightjax import _tree
 from lightjax.errors import StepError
+from lightjax.loss_scale import LossScale
+from lightjax.policy import Policy
+from lightjax.trainable import merged, only, trained_leaves
 
 _UNCHANGED: Any = object()
 
@@ -26,12 +29,17 @@ class TrainState:
     `apply_gradients` and `replace` return a new state.
 
     Attributes:
-      step: int32 scalar, the number of optimizer steps taken.
+      step: int32 scalar, the number of optimizer steps taken, those skipped for numbers that are not finite included.
       params: pytree of arrays that `lj.grad` differentiates.
       opt_state: the optimizer's state, as `optimizer.init(params)` made it.
       model_state: what the model carries besides parameters (BatchNorm statistics, caches); None without any.
       key: a PRNG key, never advanced: `key_for` folds the step into it; None without randomness.
       optimizer: the optax transformation (static: part of the tree's structure, not a leaf).
+      policy: how gradients are made and applied (static); `with_policy` changes it.
+      loss_scale: what the loss is multiplied by, and how long it held; None without loss scaling.
+      skipped_steps: int32 scalar, steps that were not finite and left parameters as they were; None unless they do.
+      grad_norm: float32 scalar, the norm of the last gradients before clipping; None unless it is kept.
+      nonfinite: bool [trained parameters], which of the last gradients were not finite; None unless that raises.
 
     Example:
       >>> import jax, optax
@@ -47,6 +55,12 @@ class TrainState:
     model_state: Any
     key: jax.Array | None
     optimizer: optax.GradientTransformation = dataclasses.field(metadata={"static": True})
+    _: dataclasses.KW_ONLY
+    policy: Policy = dataclasses.field(default=Policy(), metadata={"static": True})
+    loss_scale: LossScale | None = None
+    skipped_steps: jax.Array | None = None
+    grad_norm: jax.Array | None = None
+    nonfinite: jax.Array | None = None
 
     @classmethod
     def create(
@@ -88,8 +102,58 @@ class TrainState:
         """Returns the state with the given attributes changed."""
         return dataclasses.replace(self, **changes)
 
+    def with_policy(self, policy: Policy | None = None, **changes: Any) -> Self:
+        """Returns the state under a policy.
+
+        Parameters are cast to the precision's `param`, and the optimizer state with them. The optimizer state is made
+        anew where `trainable` changes.
+
+        Args:
+          policy: the policy; the state's own when None.
+          **changes: attributes of it to change: `precision="bf16-mixed"`, `microbatches=4`.
+
+        Raises:
+          ConfigurationError: there is no such policy, or `trainable` does not belong to the parameters.
+
+        Example:
+          >>> import jax, jax.numpy as jnp, optax
+          >>> state = TrainState.create(params={"w": jnp.ones(2)}, optimizer=optax.sgd(0.5))
+          >>> state = state.with_policy(precision="16-mixed", gradient_clip_val=1.0)
+          >>> float(state.loss_scale.scale), state.compute_params["w"].dtype.name
+          (65536.0, 'float16')
+        """
+        before, policy = self.policy, dataclasses.replace(policy or self.policy, **changes)
+        precision, scaling = policy.precision, policy.precision.scaling
+        params, opt_state = precision.to_param(self.params), self.opt_state
+        trained = trained_leaves(policy.trainable, params)
+        if (precision.param, precision.keep) != (before.precision.param, before.precision.keep) or (
+            policy.trainable != before.trainable
+        ):
+            opt_state = _fitting(opt_state, self.optimizer, only(trained, params))
+        loss_scale, same = self.loss_scale, scaling == before.precision.scaling
+        if not same or loss_scale is None:
+            loss_scale = LossScale.first(scaling) if scaling else None
+        keeps_norm = policy.clips_norm or policy.track_grad_norm
+        return self.replace(
+            policy=policy,
+            params=params,
+            opt_state=opt_state,
+            loss_scale=loss_scale,
+            skipped_steps=_kept(self.skipped_steps, policy.counts_skips, (), jnp.int32),
+            grad_norm=_kept(self.grad_norm, keeps_norm, (), jnp.float32),
+            nonfinite=_kept(self.nonfinite, policy.on_nonfinite == "raise", (sum(trained),), jnp.bool),
+        )
+
+    @property
+    def compute_params(self) -> Any:
+        """The parameters in the dtype that steps compute with: what `lj.grad` shows the loss as `state.params`."""
+        return self.policy.precision.to_compute(self.params)
+
     def apply_gradients(self, grads: Any, *, model_state: Any = _UNCHANGED, **extra: Any) -> Self:
         """Takes one optimizer step.
+
+        The policy says what happens to the gradients before: they are looked at, clipped, and, where they are not
+        finite, may leave everything but the step (and the loss scale) as it was.
 
         Args:
           grads: gradients, a pytree like `params`.
@@ -108,14 +172,43 @@ class TrainState:
                 f"{_tree.difference(self.params, grads)}; pass what lj.grad returned first, "
                 "`grads, metrics = lj.grad(loss_fn)(state, batch)`."
             )
+        policy = self.policy
+        trained = trained_leaves(policy.trainable, self.params)
+        grads, params = only(trained, grads), only(trained, self.params)
+        vitals, finite, norm = self._vitals(grads)
         update = optax.with_extra_args_support(self.optimizer).update
-        updates, opt_state = update(grads, self.opt_state, self.params, **extra)
-        return self.replace(
-            step=self.step + 1,
-            params=optax.apply_updates(self.params, updates),
-            opt_state=opt_state,
-            model_state=self.model_state if model_state is _UNCHANGED else model_state,
-        )
+        updates, opt_state = update(policy.clipped(grads, norm), self.opt_state, params, **extra)
+        changed = {
+            "params": merged(trained, self.params, optax.apply_updates(params, updates)),
+            "opt_state": opt_state,
+        }
+        if model_state is not _UNCHANGED:
+            mixed = policy.precision.compute is not None
+            changed["model_state"] = _like(model_state, self.model_state) if mixed else model_state
+        if policy.skips:
+            before = {name: getattr(self, name) for name in changed}
+            changed = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, before)
+        return self.replace(step=self.step + 1, **vitals, **changed)
+
+    def _vitals(self, grads: Any) -> tuple[dict[str, Any], Any, jax.Array | None]:
+        """Looks at gradients: what the next state keeps of them, whether all are finite, and their norm."""
+        policy, vitals = self.policy, {}
+        finite = True
+        norm = _norm(grads) if policy.clips_norm or self.grad_norm is not None else None
+        if self.grad_norm is not None and norm is not None:
+            vitals["grad_norm"] = norm.astype(jnp.float32)
+        if policy.skips:
+            flags = jnp.stack([~jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)])
+            finite = ~flags.any()
+            if self.nonfinite is not None:
+                # Loss scaling makes gradients overflow now and then; at a scale of 1 it is not the scale.
+                scaled = self.loss_scale is not None and self.loss_scale.scale > 1
+                vitals["nonfinite"] = flags & ~jnp.asarray(scaled)
+            if self.skipped_steps is not None:
+                vitals["skipped_steps"] = self.skipped_steps + ~finite
+            if self.loss_scale is not None and policy.precision.scaling is not None:
+                vitals["loss_scale"] = self.loss_scale.after(finite, policy.precision.scaling)
+        return vitals, finite, norm
 
     def key_for(self, name: str) -> jax.Array:
         """Derives the key of this step for one purpose: `fold_in` of the key with the step and the name.
@@ -140,3 +233,36 @@ class TrainState:
                 "pass the key that init receives: TrainState.create(..., key=key)."
             )
         return jax.random.fold_in(jax.random.fold_in(self.key, self.step), zlib.crc32(name.encode()))
+
+
+def _fitting(opt_state: Any, optimizer: optax.GradientTransformation, params: Any) -> Any:
+    """Returns an optimizer state for parameters of other dtypes; a new one where other parameters are trained."""
+    wanted = jax.eval_shape(optimizer.init, params)
+    if jax.tree.structure(wanted) != jax.tree.structure(opt_state):
+        return optimizer.init(params)
+    return _like(opt_state, wanted)
+
+
+def _like(tree: Any, wanted: Any) -> Any:
+    """Casts the floating leaves of a tree to the dtypes they have in another, where both have one structure."""
+    if jax.tree.structure(tree) != jax.tree.structure(wanted):
+        return tree
+
+    def cast(leaf: Any, like: Any) -> Any:
+        both_float = all(jnp.issubdtype(jnp.result_type(one), jnp.floating) for one in (leaf, like))
+        return jnp.asarray(leaf, like.dtype) if both_float else leaf
+
+    return jax.tree.map(cast, tree, wanted)
+
+
+def _kept(value: Any, wanted: bool, shape: tuple[int, ...], dtype: Any) -> Any:
+    """Returns a counter of the state: the one there is, zeros where it begins, None where it is not wanted."""
+    if not wanted:
+        return None
+    return value if value is not None and value.shape == shape else jnp.zeros(shape, dtype)
+
+
+def _norm(grads: Any) -> jax.Array:
+    """Returns the Euclidean norm of all gradients together, added up in float32 at least."""
+    leaves = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in jax.tree.leaves(grads)]
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in leaves))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +18,7 @@ from lightjax.checkpoint import Checkpoint, Checkpointer, Checkpoints
 from lightjax.checkpoint.catalog import FOLDER
 from lightjax.checks import check_arguments, check_monitored
 from lightjax.compilation_cache import compilation_cache_in
+from lightjax.data.grouped import Accumulation, joined_spec
 from lightjax.data.stage import FitData, Loaders, fit_data, stage_data
 from lightjax.engine.engine import Engine
 from lightjax.engine.jit import JitEngine
@@ -30,6 +31,8 @@ from lightjax.loggers import CSVLogger, Logger, LoggerCollection, TensorBoardLog
 from lightjax.loop import Loop
 from lightjax.origin import checkpoint_to_resume, initial_state, state_to_evaluate, steps_done
 from lightjax.pace import Pace
+from lightjax.policy_request import PolicyRequest
+from lightjax.precision import Precision
 from lightjax.prediction import predict
 from lightjax.progress import Progress, make_progress
 from lightjax.progress.output import Output
@@ -56,6 +59,21 @@ class Trainer:
       min_steps: the same in optimizer steps. Both have to be reached.
       max_time: "DD:HH:MM:SS", seconds, a timedelta or its arguments as a dict; the call that is under way is finished.
       seed: of the key that `init` receives, `jax.random.key(seed)`.
+      precision: "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true" or "64-true" (or 32, 16, "bf16", 64), or an
+        `lj.Precision`; None leaves everything as it is. Mixed keeps float32 parameters and casts them, and the batch,
+        for the compute, in evaluation and prediction, too; float16 scales the loss.
+      accumulate_grad_batches: batches of the loader that make one optimizer step, or {epoch: number} from that epoch
+        on. They come to `train_step` as one batch, which `lj.grad` goes through one by one; the last ones of an epoch
+        make a step of their own.
+      microbatches: parts that `lj.grad` cuts every batch of the loader into, to save memory.
+      gradient_clip_val: the largest norm, or the largest absolute value, of a gradient: of a whole step's, unscaled.
+      gradient_clip_algorithm: "norm" or "value".
+      track_grad_norm: report the norm of gradients before clipping as `grad_norm`; clipping by norm does, too.
+      on_nonfinite: "ignore" applies gradients that are not finite, "skip" leaves the state as it was and counts such
+        steps in `skipped_steps`, "raise" ends the run one report later and names the step.
+      trainable: regular expressions for the paths of parameters to train, or a pytree of bools; the others are frozen.
+      remat: what the loss keeps for its gradient: "dots", "dots_no_batch", "full", or a `jax.checkpoint_policies`
+        function. `lj.remat` around the blocks of a model saves more.
       steps_per_call: steps that one compiled call runs at most. "auto" times the first steps and chooses, and says why;
         1 turns fusing off. It never changes a number.
       callbacks: what looks at the run.
@@ -116,6 +134,15 @@ class Trainer:
         min_steps: int | None = None,
         max_time: str | float | timedelta | dict[str, int] | None = None,
         seed: int = 0,
+        precision: str | int | Precision | None = None,
+        accumulate_grad_batches: int | Mapping[int, int] = 1,
+        microbatches: int = 1,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: Literal["norm", "value"] = "norm",
+        track_grad_norm: bool = False,
+        on_nonfinite: Literal["ignore", "skip", "raise"] | None = None,
+        trainable: Any = None,
+        remat: str | Callable[..., Any] | None = None,
         steps_per_call: int | Literal["auto"] = "auto",
         callbacks: Callback | Sequence[Callback] | None = None,
         logger: bool | Logger | Sequence[Logger] | None = True,
@@ -153,6 +180,21 @@ class Trainer:
         self.resume = resume
         self.seed = seed
         self.steps_per_call: int | Literal["auto"] = steps_per_call
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.microbatches = microbatches
+        self.policy: dict[str, Any] = {
+            name: value
+            for name, value in (
+                ("precision", precision),
+                ("gradient_clip_val", gradient_clip_val),
+                ("gradient_clip_algorithm", None if gradient_clip_val is None else gradient_clip_algorithm),
+                ("track_grad_norm", track_grad_norm or None),
+                ("on_nonfinite", on_nonfinite),
+                ("trainable", trainable),
+                ("remat", remat),
+            )
+            if value is not None
+        }
         self.callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
         # What is saved has to hold what the others decided at the same look.
         self.callbacks.sort(key=lambda one: isinstance(one, ModelCheckpoint))
@@ -188,6 +230,7 @@ class Trainer:
         self._run_under_way: Run | None = None
         self._epoch = 0
         self._estimated_steps: Any = _UNKNOWN
+        self._accumulation = Accumulation.of(accumulate_grad_batches)
         self._engine: Engine | None = None
 
     @property
@@ -251,6 +294,7 @@ class Trainer:
             self.limits,
             overfit_batches=self.overfit_batches,
             reload_every_n_epochs=every,
+            accumulation=self._accumulation,
         )
         self._estimated_steps = self._steps_of(data.train.batches)
         cache = compilation_cache_in(self._cache_directory(has_files=keeper is not None or bool(self.loggers)))
@@ -262,9 +306,10 @@ class Trainer:
             engine.trace_train(state, batch)
             trace(engine, state, data.val)
             check_monitored(self.callbacks, engine.metric_names("train"), metric_names(engine, "val", data.val))
+            schedule = self._schedule(data.train.batches)
             batches = data.train.batches
-            schedule = self._schedule(batches)
-            pace = self._pace(engine, batch, batches, schedule.total_steps(steps_done(state), batches))
+            epoch_steps = None if batches is None else self._accumulation.steps(1, batches)
+            pace = self._pace(engine, batch, epoch_steps, schedule.total_steps(steps_done(state), batches))
             # From here on nothing the user wrote is wrong, as far as one can see without running it.
             return self._run(engine, state, data, schedule, pace, keeper, checkpoint, interrupt)
 
@@ -354,6 +399,7 @@ class Trainer:
             check_val_every_n_epoch=self.check_val_every_n_epoch,
             val_check_interval=None if by_time else interval,
             val_check_s=seconds(interval, "val_check_interval") if by_time else None,
+            accumulation=self._accumulation,
         ).for_epochs_of(epoch_batches)
 
     def _pace(self, engine: Engine, batch: Any, epoch_steps: int | None, total_steps: int | None) -> Pace:
@@ -361,7 +407,7 @@ class Trainer:
             self.steps_per_call,
             loops=engine.loops("train"),
             callbacks=self.callbacks,
-            batch=batch,
+            batch=joined_spec(batch, self._accumulation.largest) if self._accumulation.largest > 1 else batch,
             epoch_steps=epoch_steps,
             total_steps=total_steps,
             on_cpu=engine.platform == "cpu",
@@ -525,6 +571,7 @@ class Trainer:
                 log_every_n_steps=self.log_every_n_steps,
                 eval_batches_per_call=batches,
                 strict=self.strict,
+                request=PolicyRequest(self.policy, self.microbatches, self._accumulation.largest > 1),
             )
         return self._engine
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from lightjax.data.array_loader import ArrayLoader
+from lightjax.data.grouped import Accumulation, Grouped
 from lightjax.data.module import loader_of, set_up
 from lightjax.data.source import Source, as_source
 from lightjax.errors import ConfigurationError, DataError
@@ -51,6 +52,7 @@ def fit_data(
     *,
     overfit_batches: int | float = 0,
     reload_every_n_epochs: int = 0,
+    accumulation: Accumulation | None = None,
 ) -> FitData:
     """Returns the training data and the validation data.
 
@@ -61,6 +63,7 @@ def fit_data(
       limits: batches of an epoch at most, "train" and "val".
       overfit_batches: keep so many batches of the training data, the same in every epoch; 0 for all.
       reload_every_n_epochs: how often the data module makes its loaders anew; 0 for never.
+      accumulation: how many batches of the training data make a step; one when None.
 
     Raises:
       ConfigurationError: loaders and a data module were given, or no training data.
@@ -87,6 +90,8 @@ def fit_data(
             source = as_source(*_without_shuffling(train, overfit_batches, "train_data"))
         else:
             source = as_source(train, "train_data", limits["train"])
+        if accumulation is not None and accumulation.largest > 1:
+            source = Grouped(source, accumulation)
         return source, loaders_of(val, "val_data", limits["val"])
 
     return FitData(*make(), make=make if reload_every_n_epochs else None, every_n_epochs=reload_every_n_epochs)

@@ -80,12 +80,14 @@ class Stretch:
       count: steps to run, at most `steps.capacity`.
       control: int32 array for the program, on the device: the count, and what was done before; None until it is placed.
       place: where the loader is after these batches, as JSON; None where epoch and batch say it all.
+      group: batches of the loader that each step takes.
     """
 
     steps: Stacked | Gathered
     count: int
     control: Any = None
     place: Any = None
+    group: int = 1
 
 
 class Cursor(Protocol):

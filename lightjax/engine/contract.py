@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from lightjax import _tree
 from lightjax.errors import ConfigurationError, MetricError, StepError
 from lightjax.metrics import Metric, as_metrics
+from lightjax.policy_request import PolicyRequest
+from lightjax.train_states import for_compute, policy_metrics, precision_of
 
 Metrics = dict[str, Metric]
 
@@ -41,7 +43,7 @@ def checked_train_step(task: Any) -> Callable[[Any, Any], tuple[Any, Metrics]]:
                 "it returns has the tree, shapes and dtypes of the state it was given; keep them "
                 "(`new.astype(old.dtype)`), and report what is new in each step as a metric."
             )
-        metrics = _mergeable(as_metrics(reported, batch, "train_step"), "train_step")
+        metrics = policy_metrics(new_state, _mergeable(as_metrics(reported, batch, "train_step"), "train_step"))
         return jax.tree.map(strong, new_state), metrics
 
     return train_step
@@ -49,6 +51,8 @@ def checked_train_step(task: Any) -> Callable[[Any, Any], tuple[Any, Metrics]]:
 
 def checked_eval_step(task: Any) -> Callable[[Any, Any], Metrics]:
     """Wraps a task's eval step for the engine: `(state, batch) -> metrics`, metrics that merge.
+
+    The step sees parameters and batch in the dtype that the state's precision computes with.
 
     Raises:
       ConfigurationError: the task has no eval step.
@@ -61,14 +65,14 @@ def checked_eval_step(task: Any) -> Callable[[Any, Any], Metrics]:
         )
 
     def eval_step(state: Any, batch: Any) -> Metrics:
-        reported = _call("eval_step", task.eval_step, state, batch)
+        reported = _call("eval_step", task.eval_step, *_cast(state, batch))
         return _mergeable(as_metrics(reported, batch, "eval_step"), "eval_step")
 
     return eval_step
 
 
 def checked_predict_step(task: Any) -> Callable[[Any, Any], Any]:
-    """Returns a task's predict step.
+    """Wraps a task's predict step for the engine: it computes, and gives its outputs, in the state's precision.
 
     Raises:
       ConfigurationError: the task has none.
@@ -78,14 +82,21 @@ def checked_predict_step(task: Any) -> Callable[[Any, Any], Any]:
             "The task has no predict_step, which predict needs; write `predict_step(state, batch) -> outputs` and pass "
             "it, lj.Task(init, train_step, eval_step, predict_step)."
         )
-    return lambda state, batch: _call("predict_step", task.predict_step, state, batch)
+
+    def predict_step(state: Any, batch: Any) -> Any:
+        return precision_of(state).to_output(_call("predict_step", task.predict_step, *_cast(state, batch)))
+
+    return predict_step
 
 
-def checked_init(task: Any) -> Callable[[Any, Any], Any]:
-    """Wraps a task's init: the state's leaves are arrays of a definite type (a Python number has a weak one)."""
+def checked_init(task: Any, request: PolicyRequest) -> Callable[[Any, Any], Any]:
+    """Wraps a task's init: the state is under the policy that is asked for.
+
+    Its leaves are arrays of a definite type (a Python number has a weak one).
+    """
 
     def init(key: Any, batch: Any) -> Any:
-        state = _call("init", task.init, key, batch)
+        state = request.apply(_call("init", task.init, key, batch))
         for path, leaf in _tree.named_leaves(state).items():
             if not isinstance(leaf, bool | int | float | complex) and not hasattr(leaf, "shape"):
                 raise StepError(
@@ -103,6 +114,10 @@ def strong(leaf: Any) -> Any:
     return (
         array if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) else jax.lax.convert_element_type(array, array.dtype)
     )
+
+
+def _cast(state: Any, batch: Any) -> tuple[Any, Any]:
+    return for_compute(state), precision_of(state).batch_to_compute(batch)
 
 
 def _call(name: str, function: Callable[..., Any], state: Any, batch: Any) -> Any:

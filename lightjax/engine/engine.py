@@ -11,6 +11,7 @@ from lightjax.data.source import Source
 from lightjax.data.stretch import Stretch
 from lightjax.engine.packing import Vectors
 from lightjax.engine.program import Steps
+from lightjax.policy_request import PolicyRequest
 
 
 class Engine(Protocol):
@@ -21,9 +22,11 @@ class Engine(Protocol):
 
     Attributes:
       task: the user's functions.
+      request: what the policy of states shall say.
     """
 
     task: Any
+    request: PolicyRequest
 
     @property
     def platform(self) -> str:

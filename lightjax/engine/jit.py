@@ -22,6 +22,7 @@ from lightjax.engine.packing import Vectors
 from lightjax.engine.program import Steps, eval_program, eval_step_program, train_program, train_step_program
 from lightjax.engine.tracing import Traced, trace
 from lightjax.errors import RecompileError
+from lightjax.policy_request import PolicyRequest
 
 
 class JitEngine:
@@ -35,6 +36,7 @@ class JitEngine:
       log_every_n_steps: length of the windows that training metrics are merged over.
       eval_batches_per_call: batches that one call evaluates at most.
       strict: raise where a step has to be compiled again, instead of warning.
+      request: what the policy of states shall say.
     """
 
     def __init__(
@@ -45,9 +47,11 @@ class JitEngine:
         log_every_n_steps: int = 50,
         eval_batches_per_call: int = 8,
         strict: bool = False,
+        request: PolicyRequest | None = None,
     ) -> None:
         self.task = task
         self.layout = layout
+        self.request = request or PolicyRequest()
         self.log_every_n_steps = log_every_n_steps
         self.eval_batches_per_call = eval_batches_per_call
         self.strict = strict
@@ -67,7 +71,7 @@ class JitEngine:
 
     def create_state(self, key: jax.Array, batch: Any) -> Any:
         """Runs the task's `init`, compiled; every leaf is made where it is to lie."""
-        init = jax.jit(checked_init(self.task))
+        init = jax.jit(checked_init(self.task, self.request))
         with self.layout.scope():
             shardings = self.layout.state(jax.eval_shape(init, key, batch))
             placed = jax.device_put((key, batch), (self.layout.replicated, self.layout.batch(batch)))
@@ -75,7 +79,7 @@ class JitEngine:
 
     def abstract_state(self, key: jax.Array, batch: Any) -> Any:
         """Returns the shapes of the state that `init` makes, without making it."""
-        return jax.eval_shape(checked_init(self.task), key, batch)
+        return jax.eval_shape(checked_init(self.task, self.request), key, batch)
 
     def adopt_state(self, state: Any) -> Any:
         """Copies a state of the user's to the devices: the steps donate what they run on."""

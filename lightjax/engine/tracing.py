@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-from jax.extend import core
 
 from lightjax import _tree
+from lightjax._jaxpr import has_convolution
 from lightjax.engine.packing import Packing
 
 
@@ -53,22 +53,8 @@ def trace(function: Callable[[Any, Any], Any], state: Any, batch: Any, known: Tr
     step = jax.jit(function)
     jaxpr, found = jax.make_jaxpr(step, return_shape=True)(*shapes)
     metrics = found[1] if isinstance(found, tuple) else found
-    traced = Traced(step, Packing.of(metrics), _has_convolution(jaxpr.jaxpr), *shapes)
+    traced = Traced(step, Packing.of(metrics), has_convolution(jaxpr), *shapes)
     if known is not None and (known.state, known.packing) == (traced.state, traced.packing):
         # Batches of another size: the programs of the sizes before stay good.
         traced = dataclasses.replace(traced, programs=known.programs, unannounced=known.unannounced)
     return traced
-
-
-def _has_convolution(jaxpr: core.Jaxpr) -> bool:
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "conv_general_dilated":
-            return True
-        for parameter in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
-            if _is_jaxpr(parameter) and _has_convolution(getattr(parameter, "jaxpr", parameter)):
-                return True
-    return False
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return isinstance(value, core.Jaxpr | core.ClosedJaxpr)

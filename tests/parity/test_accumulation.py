@@ -253,3 +253,29 @@ def test_gradients_are_averaged_over_replicas_by_weight():
         grads, _ = jax.vmap(lj.grad(masked_loss), in_axes=(None, 0), axis_name="replica")(split, replicas)
         for replica in range(4):
             close(jax.tree.map(lambda leaf, i=replica: leaf[i], grads), reference, **FLOAT32)
+
+
+def test_an_accumulated_run_resumes_at_the_place_of_a_torch_loader_bit_for_bit(tmp_path):
+    data = pytest.importorskip("torch.utils.data")
+    torch = pytest.importorskip("torch")
+    arrays = linear_data(44)
+    rows = [{name: leaf[i] for name, leaf in arrays.items()} for i in range(44)]
+
+    def collate(rows):
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    class Stop(lj.Callback):
+        every_n_steps = 3
+
+        def on_train_batch_end(self, run):
+            run.stop("interrupt")
+
+    def fit(root, **arguments):
+        generator = torch.Generator().manual_seed(0)
+        loader = data.DataLoader(rows, batch_size=4, shuffle=True, generator=generator, collate_fn=collate)
+        fixed = dict(max_epochs=2, accumulate_grad_batches=2, steps_per_call=2, enable_checkpointing=True)
+        return quiet(**fixed, default_root_dir=tmp_path / root, **arguments).fit(linear_task(), loader)
+
+    whole = fit("whole")
+    assert int(fit("part", callbacks=[Stop()]).state.step) == 3
+    assert bits(fit("part", resume="auto").state) == bits(whole.state)

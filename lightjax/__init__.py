@@ -1,7 +1,7 @@
 """lightjax: a trainer for models written as pure functions."""
 
 from lightjax.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightjax.checkpoint import Checkpoint, Checkpointer, Checkpoints, restore
+from lightjax.checkpoint import Checkpoint, Checkpointer, Checkpoints, LoadReport, load_params, restore
 from lightjax.data.array_loader import ArrayLoader
 from lightjax.errors import (
     CheckpointError,
@@ -44,6 +44,7 @@ __all__ = [
     "FitResult",
     "Last",
     "LightjaxError",
+    "LoadReport",
     "Logger",
     "LossScaling",
     "Max",
@@ -65,6 +66,7 @@ __all__ = [
     "TrainState",
     "Trainer",
     "grad",
+    "load_params",
     "remat",
     "restore",
     "summarize",

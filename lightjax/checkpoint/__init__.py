@@ -3,5 +3,16 @@
 from lightjax.checkpoint.catalog import find, newest_whole, steps_in
 from lightjax.checkpoint.checkpoint import Checkpoint, Checkpoints, restore
 from lightjax.checkpoint.checkpointer import Checkpointer
+from lightjax.checkpoint.parameters import LoadReport, load_params
 
-__all__ = ["Checkpoint", "Checkpointer", "Checkpoints", "find", "newest_whole", "restore", "steps_in"]
+__all__ = [
+    "Checkpoint",
+    "Checkpointer",
+    "Checkpoints",
+    "LoadReport",
+    "find",
+    "load_params",
+    "newest_whole",
+    "restore",
+    "steps_in",
+]

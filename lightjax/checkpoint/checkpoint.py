@@ -44,12 +44,13 @@ class Checkpoint(os.PathLike[str]):
         """Says what is wrong with it, naming the file; None for a checkpoint that is whole. Reads every byte."""
         return damage(self.path)
 
-    def restore(self, like: Any = None) -> Any:
+    def restore(self, like: Any = None, *, cast: bool = False) -> Any:
         """Reads the state; waits for the disk.
 
         Args:
           like: a state of the same structure (arrays or shapes), which also says where the leaves go. Needed only for
             a checkpoint opened by its path.
+          cast: let leaves of one floating dtype become leaves of another, such as float32 in bfloat16.
 
         Raises:
           CheckpointError: no structure is known, the checkpoint is damaged (the file is named), or it does not fit;
@@ -61,7 +62,7 @@ class Checkpoint(os.PathLike[str]):
                 f"The checkpoint {self.path} was opened by its path, which does not tell the structure of its state; "
                 "pass a state of the same structure: checkpoint.restore(like=state)."
             )
-        return restore(self.path, like)
+        return restore(self.path, like, cast=cast)
 
     def restore_item(self, item: str, like: Any) -> Any:
         """Reads another item than the state.
@@ -97,12 +98,14 @@ class Checkpoints:
     last: Checkpoint | None = None
 
 
-def restore(path: str | os.PathLike[str], like: Any) -> Any:
+def restore(path: str | os.PathLike[str], like: Any, *, cast: bool = False) -> Any:
     """Restores a checkpoint into the structure of a state.
 
     Args:
       path: the directory of a checkpoint.
-      like: a state of the same structure: arrays, or shapes.
+      like: a state of the same structure: arrays, or shapes; with shardings, for another mesh than the one it was saved
+        from. Leaves that are numpy arrays in `like` come back as numpy arrays.
+      cast: let leaves of one floating dtype become leaves of another, such as float32 in bfloat16.
 
     Returns:
       The saved state.
@@ -113,6 +116,6 @@ def restore(path: str | os.PathLike[str], like: Any) -> Any:
     """
     storage = Storage()
     try:
-        return storage.read(Path(path).absolute(), "state", like)
+        return storage.read(Path(path).absolute(), "state", like, cast=cast)
     finally:
         storage.close()

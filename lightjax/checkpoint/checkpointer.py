@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lightjax import _tree
 from lightjax.checkpoint.checkpoint import Checkpoint
@@ -72,7 +73,7 @@ class Checkpointer:
 
         Args:
           step: optimizer steps done; a step already saved by this checkpointer is not saved again.
-          state: pytree of arrays; may be donated as soon as this returns.
+          state: pytree of arrays and numbers; may be donated, or changed in place, as soon as this returns.
           metrics: the latest metrics.
           items: further pytrees of arrays by name; left alone until they are written.
           about: further JSON to keep.
@@ -85,12 +86,15 @@ class Checkpointer:
         """
         if self._newest is not None and self._newest.step == step:
             return self._newest
+        state = _own_host_arrays(state)
         numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
         described = {"step": step, "metrics": numbers, "versions": {"jax": jax.__version__}} | dict(about or {})
         path = self.directory / f"step_{step}"
         self._newest = Checkpoint(path, step, numbers, like=_tree.abstract(state))
         waits = not self._due() and _tree.size_in_bytes(state) <= HELD_BYTES
-        held = _Held(self._newest, dict(items or {}) | {"state": _copy(state) if waits else state}, described)
+        held = _Held(
+            self._newest, dict(items or {}) | {"state": _own_device_arrays(state) if waits else state}, described
+        )
         if waits:
             self._held[step] = held
         else:
@@ -165,6 +169,18 @@ class Checkpointer:
         self._unwanted.clear()
 
 
+def _own_host_arrays(state: Any) -> Any:
+    """Copies what is on the host: it is written in the background, and its owner may change it."""
+    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.array(leaf), state)
+
+
+def _own_device_arrays(state: Any) -> Any:
+    """Copies what is on the device, in one compiled call."""
+    leaves, structure = jax.tree.flatten(state)
+    copies = _copy({i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)})
+    return jax.tree.unflatten(structure, [copies.get(i, leaf) for i, leaf in enumerate(leaves)])
+
+
 @jax.jit
-def _copy(state: Any) -> Any:
-    return jax.tree.map(jnp.copy, state)
+def _copy(arrays: Any) -> Any:
+    return jax.tree.map(jnp.copy, arrays)

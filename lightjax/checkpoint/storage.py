@@ -76,42 +76,75 @@ class Storage:
         finally:
             self._checkpointer.close()
 
-    def read(self, path: Path, item: str, like: Any) -> Any:
+    def read(self, path: Path, item: str, like: Any, *, cast: bool = False) -> Any:
         """Reads an item back, after checking that it is as it was written.
 
         Args:
           path: the directory of the checkpoint.
           item: its name.
           like: a tree of the same structure: arrays, or shapes with shardings.
+          cast: let leaves of one floating dtype become leaves of another.
 
         Returns:
-          The tree, with the structure and placement of `like`.
+          The tree, with the structure, dtypes and placement of `like`; numpy arrays where `like` has them.
 
         Raises:
           CheckpointError: the checkpoint is incomplete or damaged (the file is named), or it does not fit; every leaf
             that differs is listed.
         """
         if item == "state":
-            check_fit(path, read_about(path)["leaves"], _kinds(like))
+            check_fit(path, read_about(path)["leaves"], _kinds(like), cast=cast)
+        self._check(path)
+        shapes = _nested(jax.tree.map(_wanted, like))
+        leaves = _tree.named_leaves(self._read(path, item, shapes) if shapes else {})
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: (
+                _like(leaf, leaves[_tree.leaf_path(path) or _ROOT])
+                if np.size(leaf)
+                else jax.numpy.zeros(leaf.shape, leaf.dtype)
+            ),
+            like,
+        )
+
+    def read_leaves(self, path: Path, item: str, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Reads some leaves of an item, after checking that it is as it was written.
+
+        Args:
+          path: the directory of the checkpoint.
+          item: its name.
+          wanted: an array, or a shape with sharding, by the name of the leaf; dtypes may differ.
+
+        Raises:
+          CheckpointError: the checkpoint is incomplete or damaged (the file is named).
+        """
+        self._check(path)
+        stored = self._ocp.PyTreeCheckpointHandler().metadata(path / item).tree
+
+        def pick(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+            picked = {}
+            for key, child in node.items():
+                if isinstance(child, dict):
+                    if below := pick(child, f"{prefix}{key}/"):
+                        picked[key] = below
+                elif prefix + key in wanted:
+                    picked[key] = _wanted(wanted[prefix + key])
+            return picked
+
+        found = _tree.named_leaves(self._read(path, item, pick(stored)))
+        return {name: _like(leaf, found[name]) if leaf.size else leaf for name, leaf in wanted.items()}
+
+    def _check(self, path: Path) -> None:
         if fault := damage(path):
             raise CheckpointError(
                 f"The checkpoint {path} is damaged: {fault}. Restore another one: `lightjax checkpoint ls` shows which "
                 "are whole."
             )
-        shapes = _nested(jax.tree.map(_with_sharding, like))
-        restored: Any = {}
-        if shapes:
-            args = self._ocp.args
-            restore_args = self._ocp.checkpoint_utils.construct_restore_args(shapes)
-            wanted = args.Composite(**{item: args.PyTreeRestore(shapes, restore_args=restore_args)})
-            restored = self._checkpointer.restore(path, args=wanted)[item]
-        leaves = _tree.named_leaves(restored)
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: (
-                leaves[_tree.leaf_path(path) or _ROOT] if leaf.size else jax.numpy.zeros(leaf.shape, leaf.dtype)
-            ),
-            like,
-        )
+
+    def _read(self, path: Path, item: str, shapes: dict[str, Any]) -> Any:
+        args = self._ocp.args
+        restore_args = self._ocp.checkpoint_utils.construct_restore_args(shapes)
+        tree = args.PyTreeRestore(shapes, restore_args=restore_args, partial_restore=True)
+        return self._checkpointer.restore(path, args=args.Composite(**{item: tree}))[item]
 
     def _complete(self) -> None:
         """Called by orbax in its thread once everything is written, before the directory gets its name."""
@@ -135,24 +168,36 @@ def read_about(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def check_fit(path: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
+def check_fit(path: Path, saved: dict[str, str], wanted: dict[str, str], *, cast: bool = False) -> None:
     """Compares the leaves of a checkpoint with those of the state it is to become.
 
     Raises:
-      CheckpointError: they differ; lists every leaf.
+      CheckpointError: they differ, in more than the floating dtype where `cast` is True; lists every leaf.
     """
     differences = []
+    castable = 0
     for name in {**wanted, **saved}:
         if name not in saved:
             differences.append(f"  {name}: missing in the checkpoint, the state has {wanted[name]}")
         elif name not in wanted:
             differences.append(f"  {name}: {saved[name]} in the checkpoint, not in the state")
         elif saved[name] != wanted[name]:
+            if _shape_of_floats(saved[name]) == _shape_of_floats(wanted[name]) is not None:
+                castable += 1
+                if cast:
+                    continue
             differences.append(f"  {name}: {saved[name]} in the checkpoint, {wanted[name]} in the state")
     if differences:
         raise CheckpointError(
-            f"The checkpoint {path} does not fit the state it is restored into:\n" + "\n".join(differences) + "\n"
-            "A checkpoint fits the task that wrote it; restore it with the same model and optimizer."
+            f"The checkpoint {path} does not fit the state it is restored into:\n"
+            + "\n".join(differences)
+            + "\n"
+            + (
+                "Only floating dtypes differ: lj.restore(path, like, cast=True) converts them."
+                if castable == len(differences)
+                else "A checkpoint fits the task that wrote it; restore it with the same model and optimizer, or take "
+                "its parameters alone: lj.load_params(path, into=state)."
+            )
         )
 
 
@@ -160,7 +205,10 @@ _ROOT = "value"
 
 
 def _kinds(tree: Any) -> dict[str, str]:
-    return {name: _tree.describe(leaf) for name, leaf in _tree.named_leaves(tree).items()}
+    return {
+        name: _tree.describe(leaf if hasattr(leaf, "dtype") else np.asarray(leaf))
+        for name, leaf in _tree.named_leaves(tree).items()
+    }
 
 
 def _nested(tree: Any) -> dict[str, Any]:
@@ -170,16 +218,34 @@ def _nested(tree: Any) -> dict[str, Any]:
     """
     root: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not leaf.size:
+        if not np.size(leaf):
             continue
         *parents, last = [_tree.leaf_path((key,)) for key in path] or [_ROOT]
         node = root
         for name in parents:
             node = node.setdefault(name, {})
-        node[last] = np.asarray(leaf) if isinstance(leaf, np.generic) else leaf
+        node[last] = leaf if hasattr(leaf, "sharding") or isinstance(leaf, jax.ShapeDtypeStruct) else np.asarray(leaf)
     return root
 
 
-def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
+def _wanted(leaf: Any) -> Any:
+    """Says as what a leaf is to be read: on the device, unless numpy has it, or jax would make it narrower."""
+    if not hasattr(leaf, "dtype") or isinstance(leaf, np.ndarray | np.generic):
+        return np.asarray(leaf)
+    if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended) and (
+        jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype
+    ):
+        return np.empty(leaf.shape, leaf.dtype)
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _like(leaf: Any, value: Any) -> Any:
+    """Makes a Python number of what was one."""
+    return value if hasattr(leaf, "dtype") else type(leaf)(value)
+
+
+def _shape_of_floats(kind: str) -> str | None:
+    """Returns "3,2]" of "float32[3,2]"; None where the dtype is no floating one."""
+    dtype, bracket, shape = kind.partition("[")
+    return shape if bracket and "float" in dtype else None

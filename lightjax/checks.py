@@ -54,6 +54,8 @@ def check_arguments(trainer: Trainer) -> None:
             )
     if not trainer.enable_checkpointing and any(isinstance(one, ModelCheckpoint) for one in trainer.callbacks):
         conflicts.append("enable_checkpointing=False, but callbacks holds a ModelCheckpoint: leave one of them out")
+    if trainer.on_save_error not in ("raise", "warn"):
+        conflicts.append(f"on_save_error={trainer.on_save_error!r}: write 'raise' or 'warn'")
     if conflicts:
         raise ConfigurationError(
             "Trainer cannot do what it was asked for:\n" + "\n".join(f"  {one}" for one in conflicts)

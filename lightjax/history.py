@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+HISTORY_FILE = "history.jsonl"
 
 
 class Report(NamedTuple):
@@ -78,21 +81,35 @@ class History:
                 json.dumps([step, epoch, {name: np.asarray(value).tolist() for name, value in values.items()}])
                 for step, epoch, values in self._unwritten
             ]
-            with open(self._file, "a") as file:
-                file.write("\n".join(lines) + "\n")
+            with open(self._file, "ab", buffering=0) as file:
+                whole = file.tell()
+                try:
+                    file.write(("\n".join(lines) + "\n").encode())
+                except OSError:
+                    file.truncate(whole)  # half a line would spoil what is written after it
+                    raise
         self._unwritten.clear()
 
-    def restore(self, reports: int) -> None:
-        """Takes the first `reports` reports back from the file and forgets those after them; nothing is passed on."""
-        if self._file is None or not self._file.exists():
+    def restore(self, reports: int, file: Path | None = None) -> None:
+        """Takes the first `reports` reports back from the file and forgets those after them; nothing is passed on.
+
+        Args:
+          reports: how many.
+          file: of another run, which is left as it is: its reports become those of this one.
+        """
+        source = file or self._file
+        if source is None or not source.exists():
             return
-        with open(self._file) as file:
-            lines = list(itertools.islice(file, reports))
-        self._file.write_text("".join(lines))
-        for line in lines:
+        with open(source, "rb") as lines:
+            kept = list(itertools.islice(lines, reports))
+        for line in kept:
             step, epoch, values = json.loads(line)
             arrays = {name: np.asarray(value) if isinstance(value, list) else value for name, value in values.items()}
             self._keep(Report(step, epoch, arrays))
+            if source != self._file:
+                self._unwritten.append(Report(step, epoch, arrays))
+        if source == self._file:
+            os.truncate(source, sum(map(len, kept)))
 
     def _add(self, report: Report) -> None:
         self._keep(report)

@@ -201,8 +201,8 @@ class Loop:
         run.write_checkpoints()
         if schedule.out_of_time():
             run.stop("max_time")
-        if self.interrupt.reason is not None:
-            run.stop(self.interrupt.reason, at_once=True)
+        if self.interrupt.poll():
+            run.stop(self.interrupt.reason or "interrupt", at_once=True)
 
     def _prepare(self) -> None:
         """Prepares for the data there is now."""

@@ -20,7 +20,7 @@ class FitResult(Generic[State]):
       metrics: the newest value of every metric, Python floats by name.
       history: one row a step at which something was reported, `{"step", "epoch", name: value...}`.
       checkpoint: `.best` and `.last`, each None in a run without checkpoints.
-      stopped_by: why the run ended: "max_epochs", "max_steps", "early_stopping: ...", "interrupt".
+      stopped_by: why the run ended: "max_epochs", "max_steps", "early_stopping: ...", "interrupt", "preempted".
       directory: where the run's files are; None for a run without files.
     """
 
@@ -30,3 +30,11 @@ class FitResult(Generic[State]):
     checkpoint: Checkpoints
     stopped_by: str
     directory: Path | None
+
+    @property
+    def exit_code(self) -> int:
+        """What a program should end with, `sys.exit(result.exit_code)`, so that its scheduler knows whether it is done.
+
+        75 (`EX_TEMPFAIL`, "try again later") after a preemption, 130 after Ctrl-C, 0 otherwise.
+        """
+        return {"preempted": 75, "interrupt": 130}.get(self.stopped_by, 0)

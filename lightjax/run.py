@@ -12,11 +12,12 @@ import numpy as np
 
 from lightjax import _tree
 from lightjax.callbacks.callback import Stage, call, naming
+from lightjax.checkpoint.checkpoint import Checkpoint
 from lightjax.errors import ConfigurationError, MetricError, StepError
-from lightjax.history import History, Report
+from lightjax.history import HISTORY_FILE, History, Report
 
 if TYPE_CHECKING:
-    from lightjax.checkpoint import Checkpoint, Checkpointer
+    from lightjax.checkpoint import Checkpointer
     from lightjax.data.stretch import Stretch
     from lightjax.engine.engine import Engine
     from lightjax.loggers import Logger
@@ -223,7 +224,7 @@ class Run:
         """Takes back where a run was; its state has been restored already.
 
         Args:
-          checkpoint: of that run.
+          checkpoint: of that run, or of another one that this one branches off.
           about: what is kept beside it.
         """
         if self._checkpointer is not None:
@@ -236,7 +237,7 @@ class Run:
         self.epochs_reported = position["epochs_reported"]
         if position["stopped_by"] not in GOES_ON_AFTER:
             self._stop_reason = position["stopped_by"]
-        self.history.restore(position["reports"])
+        self.history.restore(position["reports"], checkpoint.path.parents[1] / HISTORY_FILE)
         if about["reported"] == self._engine.metric_names("train"):
             window, epoch = self._engine.train_totals()
             totals = checkpoint.restore_item("totals", {"window": window, "epoch": epoch})
@@ -257,6 +258,17 @@ class Run:
         """Returns the checkpoint of a step of this run; None where there is none that is whole."""
         found = None if self._checkpointer is None or step is None else self._checkpointer.open(step)
         return None if found is None else dataclasses.replace(found, like=_tree.abstract(self._state))
+
+    def checkpoint_at(self, step: int) -> Checkpoint | None:
+        """Returns what there is of a step of this run on disk, whole or not; None where there is nothing."""
+        if self._checkpointer is None or not (path := self._checkpointer.path(step)).exists():
+            return None
+        return Checkpoint(path, step, {})
+
+    @property
+    def lost_steps(self) -> set[int]:
+        """The steps whose checkpoints could not be written."""
+        return set() if self._checkpointer is None else self._checkpointer.lost
 
     def write_checkpoints(self) -> None:
         """Begins to write checkpoints that wait for their turn, if that has come."""

@@ -15,7 +15,7 @@ import jax
 from lightjax.callbacks import Callback, ModelCheckpoint
 from lightjax.callbacks.callback import Stage, call, call_to_the_end
 from lightjax.checkpoint import Checkpoint, Checkpointer, Checkpoints
-from lightjax.checkpoint.catalog import FOLDER
+from lightjax.checkpoint.catalog import FOLDER, is_newest
 from lightjax.checks import check_arguments, check_monitored
 from lightjax.compilation_cache import compilation_cache_in
 from lightjax.data.grouped import Accumulation, joined_spec
@@ -25,7 +25,7 @@ from lightjax.engine.jit import JitEngine
 from lightjax.engine.layout import OneDevice
 from lightjax.errors import ConfigurationError
 from lightjax.evaluation import Evaluation, metric_names, trace
-from lightjax.history import History
+from lightjax.history import HISTORY_FILE, History
 from lightjax.interrupt import Interrupt
 from lightjax.loggers import CSVLogger, Logger, LoggerCollection, TensorBoardLogger
 from lightjax.loop import Loop
@@ -36,6 +36,7 @@ from lightjax.precision import Precision
 from lightjax.prediction import predict
 from lightjax.progress import Progress, make_progress
 from lightjax.progress.output import Output
+from lightjax.requeue import requeue_slurm_job
 from lightjax.result import FitResult
 from lightjax.run import Run
 from lightjax.run_directory import DEFAULT_ROOT, create_run_directory
@@ -103,6 +104,11 @@ class Trainer:
       default_root_dir: where run directories are made; "lightjax_logs" when None.
       resume: "auto" goes on from the newest whole checkpoint of the newest run under `default_root_dir` (and begins a
         new run where there is none); the directory of a checkpoint or of a run goes on from there; None begins anew.
+      on_save_error: what to do about a checkpoint that cannot be written (disk full, directory gone, no permission):
+        "raise" ends the run with the error, "warn" trains on and tries again at the next save. Either way a checkpoint
+        that is complete is never deleted before a newer one is.
+      requeue: in a SLURM job, run `scontrol requeue` as the last act of a run that was preempted; with resume="auto"
+        the job then goes on by itself.
       compilation_cache: keep compiled programs for the next start: True beside the run directories (for runs that have
         one), a directory, or False.
       strict: raise where a step would have to be compiled again, instead of warning.
@@ -163,6 +169,8 @@ class Trainer:
         enable_model_summary: bool = True,
         default_root_dir: str | os.PathLike[str] | None = None,
         resume: str | os.PathLike[str] | None = None,
+        on_save_error: Literal["raise", "warn"] = "raise",
+        requeue: bool = False,
         compilation_cache: bool | str | os.PathLike[str] = True,
         strict: bool = False,
     ) -> None:
@@ -178,6 +186,8 @@ class Trainer:
         self.compilation_cache = compilation_cache
         self.strict = strict
         self.resume = resume
+        self.on_save_error: Literal["raise", "warn"] = on_save_error
+        self.requeue = requeue
         self.seed = seed
         self.steps_per_call: int | Literal["auto"] = steps_per_call
         self.accumulate_grad_batches = accumulate_grad_batches
@@ -331,18 +341,20 @@ class Trainer:
         if keeper is not None and (reason := data.train.inexact()):
             warnings.warn(f"A resumed run will not see the batches this run would have seen: {reason}", stacklevel=3)
         if keeper is not None or self.loggers:
-            if checkpoint is not None and checkpoint.path.parent.name == FOLDER:
+            if checkpoint is not None and checkpoint.path.parent.name == FOLDER and is_newest(checkpoint):
                 self.directory = checkpoint.path.parents[1]
             else:
                 self.directory = create_run_directory(self.default_root_dir)
         logger = LoggerCollection(self.loggers)
-        history = History(logger, self.directory / "history.jsonl" if self.directory and keeper else None)
+        history = History(logger, self.directory / HISTORY_FILE if self.directory and keeper else None)
 
         def before_write() -> None:
             history.write()
             logger.flush()
 
-        checkpointer = Checkpointer(self.directory / FOLDER, before_write) if self.directory and keeper else None
+        checkpointer = None
+        if self.directory and keeper:
+            checkpointer = Checkpointer(self.directory / FOLDER, before_write, self.on_save_error)
         progress = make_progress(self.enable_progress_bar)
         run = Run(self, engine, state, history, logger, checkpointer, self.directory)
         run.totals = engine.train_totals()
@@ -367,7 +379,7 @@ class Trainer:
                 # The first program compiles while the loggers start.
                 engine.compile_ahead("train", data.train.specs(pace.capacity)[:1])
                 if self.directory is not None:
-                    logger.start(self.directory)
+                    logger.start(self.directory, resumed_at=run.step if checkpoint is not None else None)
                 logger.log_hyperparams(self.hyperparameters)
                 loop = Loop(run, engine, data, schedule, pace, self.callbacks, progress, interrupt)
                 stopped_by = loop.fit(about)
@@ -379,6 +391,8 @@ class Trainer:
         self._checkpoints = keeper.checkpoints if keeper is not None else Checkpoints()
         if self.directory is not None:
             output.write_line(f"stopped by {stopped_by} at step {run.step}; run directory: {self.directory}")
+        if self.requeue and stopped_by == "preempted" and (line := requeue_slurm_job()):
+            output.write_line(line)
         return FitResult(
             state=run.state,
             metrics=dict(run.metrics),

@@ -299,6 +299,24 @@ def test_csv_leaves_no_thread_behind(tmp_path):
 # TensorBoard
 
 
+def test_tensorboard_leaves_out_what_a_resumed_run_logs_anew(tmp_path):
+    for life, (first, last) in enumerate([(1, 8), (6, 10)]):
+        logger = TensorBoardLogger(tmp_path)
+        loggers = LoggerCollection([logger])
+        loggers.start(tmp_path, resumed_at=first - 1 if life else None)
+        for step in range(first, last):
+            loggers.log_metrics(step, {"loss": life})
+        loggers.finish()
+    events = [
+        (event.session_log.status, event.step)
+        for path in sorted(tmp_path.glob("events*"), key=lambda path: path.stat().st_mtime_ns)
+        for event in read_events(path)
+        if event.HasField("session_log")
+    ]
+    # TensorBoard forgets what came before such an event and is not of an earlier step.
+    assert events == [(1, 6)]
+
+
 def test_tensorboard_events_hold_what_was_logged_in_the_directory_itself(tmp_path):
     logger = TensorBoardLogger(tmp_path)
     logger.log_metrics(10, {"epoch": 0, "train/loss": 0.5})

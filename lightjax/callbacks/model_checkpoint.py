@@ -52,12 +52,14 @@ class ModelCheckpoint(Callback):
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_train_steps
         self.save_on_exception = save_on_exception
+        self._run: Run | None = None
         self._forget()
 
     def _forget(self) -> None:
         self._ranked: list[tuple[float, int]] = []
         self._last: int | None = None
         self._saved: dict[int, Checkpoint] = {}
+        self._let_go: set[int] = set()
         self._began_at: int | None = None
 
     @property
@@ -76,6 +78,8 @@ class ModelCheckpoint(Callback):
     @property
     def checkpoints(self) -> Checkpoints:
         """The checkpoints kept; the last one stands for the best where nothing ranks them."""
+        if self._run is not None:
+            self._drop_lost(self._run)
         return Checkpoints(best=self.best or self.last, last=self.last)
 
     def setup(self, run: Run, stage: Stage) -> None:
@@ -112,6 +116,7 @@ class ModelCheckpoint(Callback):
         score = self._score(run)
         if not run.saves:
             return
+        self._drop_lost(run)
         # The ranking is part of what is saved: it has to know this step first.
         kept_before = self.kept_steps
         self._last = run.step
@@ -121,21 +126,39 @@ class ModelCheckpoint(Callback):
             self._ranked.sort(key=lambda ranked: ranked[0])
             if self.save_top_k != -1:
                 del self._ranked[self.save_top_k :]
+        leaving = kept_before - self.kept_steps
+        # Those on their way out are part of it, too: a process killed before they are gone would leave them for ever.
+        self._let_go = {step for step in self._let_go if run.checkpoint_at(step)} | leaving
         self._saved[run.step] = run.save_checkpoint()
-        for step in kept_before - self.kept_steps:
+        for step in leaving:
             run.delete_checkpoint(self._saved.pop(step))
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the ranking and the last step."""
-        return {"ranked": [list(ranked) for ranked in self._ranked], "last": self._last}
+        return {
+            "ranked": [list(ranked) for ranked in self._ranked],
+            "last": self._last,
+            "let_go": sorted(self._let_go - self.kept_steps),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the ranking back, as far as its checkpoints are still there and whole."""
+        assert self._run is not None  # its setup came first
         ranked: list[tuple[float, int]] = [(score, step) for score, step in state["ranked"]]
         steps: set[int] = {step for _, step in ranked} | ({state["last"]} - {None})
         self._saved = {step: found for step in steps if (found := self._run.checkpoint_of(step)) is not None}
         self._ranked = [(score, step) for score, step in ranked if step in self._saved]
         self._last = state["last"] if state["last"] in self._saved else None
+        for step in state["let_go"]:
+            if left := self._run.checkpoint_at(step):
+                self._run.delete_checkpoint(left)
+
+    def _drop_lost(self, run: Run) -> None:
+        """Forgets checkpoints that could not be written."""
+        for step in run.lost_steps & self._saved.keys():
+            del self._saved[step]
+            self._ranked = [ranked for ranked in self._ranked if ranked[1] != step]
+            self._last = None if self._last == step else self._last
 
     def _score(self, run: Run) -> float | None:
         """Returns the rank of this step, smaller is better; None where the metric is not of this step."""

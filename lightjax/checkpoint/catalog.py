@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 from lightjax.checkpoint.checkpoint import Checkpoint
+from lightjax.checkpoint.checksums import damage
 from lightjax.errors import CheckpointError
 
 FOLDER = "checkpoints"
@@ -35,6 +36,12 @@ def newest_whole(directory: Path) -> Checkpoint | None:
             return checkpoint
         warnings.warn(f"The checkpoint {path} is passed over: {fault}.", stacklevel=2)
     return None
+
+
+def is_newest(checkpoint: Checkpoint) -> bool:
+    """Says whether no checkpoint beside it is newer and whole: going on from an older one would destroy it."""
+    newer = [path for path in steps_in(checkpoint.path.parent) if int(path.name.partition("_")[2]) > checkpoint.step]
+    return all(damage(path) is not None for path in newer)
 
 
 def find(resume: str | os.PathLike[str], root: Path) -> Checkpoint | None:

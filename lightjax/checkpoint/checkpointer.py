@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ import numpy as np
 from lightjax import _tree
 from lightjax.checkpoint.checkpoint import Checkpoint
 from lightjax.checkpoint.checksums import damage
-from lightjax.checkpoint.storage import Storage
+from lightjax.checkpoint.storage import Storage, remove_unfinished
+from lightjax.errors import CheckpointError
 
 # A save takes orbax 30 to 75 ms of host time however small the state is, more than a whole epoch of a small model.
 WRITE_EVERY_S = 2.0
@@ -40,6 +42,10 @@ class Checkpointer:
     Args:
       directory: where the checkpoints go, one directory a step; made when the first one is written.
       before_write: called before a checkpoint is written, to bring to disk what it relies on.
+      on_error: what a write that failed comes to: "raise" its error at the next call, or "warn" and go on without it.
+
+    Attributes:
+      lost: the steps whose writes failed.
 
     Example:
       >>> import tempfile
@@ -51,13 +57,22 @@ class Checkpointer:
       [1.0, 1.0]
     """
 
-    def __init__(self, directory: str | os.PathLike[str], before_write: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        before_write: Callable[[], None] = lambda: None,
+        on_error: Literal["raise", "warn"] = "raise",
+    ) -> None:
         self._before_write = before_write
+        self._on_error = on_error
+        self.lost: set[int] = set()
         self.directory = Path(directory).absolute()
         self._storage: Storage | None = None
         self._newest: Checkpoint | None = None
         self._held: dict[int, _Held] = {}
         self._unwanted: list[Checkpoint] = []
+        self._writing: int | None = None
+        self._complete: set[int] = set()
         self._written_s = float("-inf")
 
     def save(
@@ -82,15 +97,14 @@ class Checkpointer:
           The checkpoint, on disk after `wait`.
 
         Raises:
-          CheckpointError: this or an earlier write failed.
+          CheckpointError: this or an earlier write failed, and `on_error` is "raise".
         """
         if self._newest is not None and self._newest.step == step:
             return self._newest
         state = _own_host_arrays(state)
         numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
         described = {"step": step, "metrics": numbers, "versions": {"jax": jax.__version__}} | dict(about or {})
-        path = self.directory / f"step_{step}"
-        self._newest = Checkpoint(path, step, numbers, like=_tree.abstract(state))
+        self._newest = Checkpoint(self.path(step), step, numbers, like=_tree.abstract(state))
         waits = not self._due() and _tree.size_in_bytes(state) <= HELD_BYTES
         held = _Held(
             self._newest, dict(items or {}) | {"state": _own_device_arrays(state) if waits else state}, described
@@ -105,10 +119,16 @@ class Checkpointer:
         """Takes a checkpoint of this directory for the newest: it is not written again before there is a newer one."""
         if checkpoint.path.parent == self.directory:
             self._newest = checkpoint
+            self._complete.add(checkpoint.step)
+            remove_unfinished(self.directory)
+
+    def path(self, step: int) -> Path:
+        """Returns the directory of a step, whether there is one or not."""
+        return self.directory / f"step_{step}"
 
     def open(self, step: int) -> Checkpoint | None:
         """Returns the checkpoint of a step that is on disk; None where there is none that is whole."""
-        path = self.directory / f"step_{step}"
+        path = self.path(step)
         if not path.is_dir() or damage(path) is not None:
             return None
         return Checkpoint.open(path)
@@ -131,7 +151,7 @@ class Checkpointer:
         """Waits until everything is on disk, and deletes what is no longer wanted.
 
         Raises:
-          CheckpointError: a write failed; nothing is deleted then.
+          CheckpointError: a write failed, and `on_error` is "raise".
         """
         self._write_held()
         self._settle()
@@ -156,17 +176,44 @@ class Checkpointer:
         self._settle()
         if self._storage is None:
             self._storage = Storage()
-        self._before_write()
-        self._storage.write(held.checkpoint.path, held.items, held.about)
+        step = held.checkpoint.step
+        try:
+            self._before_write()
+            self._storage.write(held.checkpoint.path, held.items, held.about)
+        except (CheckpointError, OSError) as error:
+            self._lose(step, error)
+        else:
+            self._writing = step
         self._written_s = time.monotonic()
 
     def _settle(self) -> None:
-        """Waits for the write that is under way; only then is anything deleted."""
-        if self._storage is not None:
-            self._storage.wait()
-        for checkpoint in self._unwanted:
-            shutil.rmtree(checkpoint.path, ignore_errors=True)
-        self._unwanted.clear()
+        """Waits for the write that is under way; deletes only what is not the last that is complete."""
+        step, self._writing = self._writing, None
+        if self._storage is not None and step is not None:
+            try:
+                self._storage.wait()
+            except CheckpointError as error:
+                self._lose(step, error)
+            else:
+                self._complete.add(step)
+        unwanted = {checkpoint.step for checkpoint in self._unwanted}
+        if self._complete - unwanted:
+            for checkpoint in self._unwanted:
+                shutil.rmtree(checkpoint.path, ignore_errors=True)
+            self._complete -= unwanted
+            self._unwanted.clear()
+
+    def _lose(self, step: int, error: Exception) -> None:
+        """Notes a step that could not be written, and raises or warns."""
+        self.lost.add(step)
+        if self._newest is not None and self._newest.step == step:
+            self._newest = None
+        if self._on_error == "warn":
+            warnings.warn(f"{error} The run goes on without it, as on_save_error='warn' says.", stacklevel=2)
+            return
+        if isinstance(error, CheckpointError):
+            raise error
+        raise CheckpointError(f"The checkpoint of step {step} could not be written: {error}") from error
 
 
 def _own_host_arrays(state: Any) -> Any:

@@ -7,6 +7,8 @@ appears under its name only when it is complete.
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import jax
 import numpy as np
 
 from lightjax import _tree
-from lightjax.checkpoint.checksums import damage, write_checksums
+from lightjax.checkpoint.checksums import FILE, damage, write_checksums
 from lightjax.errors import CheckpointError
 
 
@@ -54,8 +56,11 @@ class Storage:
         self.wait()
         self._path = path
         try:
+            _check_writable(path.parent)
             self._checkpointer.save(path, args=args.Composite(**trees, about=args.JsonSave(about)), force=True)
         except Exception as error:
+            self._path = None
+            remove_unfinished(path.parent)
             raise CheckpointError(f"The checkpoint {path} could not be written: {error}") from error
 
     def wait(self) -> None:
@@ -64,10 +69,18 @@ class Storage:
         Raises:
           CheckpointError: the write failed.
         """
+        path = self._path
         try:
             self._checkpointer.wait_until_finished()
+            # Orbax does not miss a directory that somebody took away under it.
+            if path is not None and not (path / FILE).is_file():
+                raise FileNotFoundError("its directory is gone")
         except Exception as error:
-            raise CheckpointError(f"The checkpoint {self._path} could not be written: {error}") from error
+            if path is not None:
+                remove_unfinished(path.parent)
+            raise CheckpointError(f"The checkpoint {path} could not be written: {error}") from error
+        finally:
+            self._path = None
 
     def close(self) -> None:
         """Waits, and ends the background thread."""
@@ -118,7 +131,8 @@ class Storage:
           CheckpointError: the checkpoint is incomplete or damaged (the file is named).
         """
         self._check(path)
-        stored = self._ocp.PyTreeCheckpointHandler().metadata(path / item).tree
+        handler = self._ocp.PyTreeCheckpointHandler()
+        stored = handler.metadata(path / item).tree  # pyright: ignore[reportArgumentType]
 
         def pick(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             picked = {}
@@ -151,6 +165,19 @@ class Storage:
         assert self._path is not None
         unnamed = self._path.parent.glob(f"{self._path.name}.orbax-checkpoint-tmp*")
         write_checksums(max(unnamed, key=lambda path: path.stat().st_mtime))
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Removes what writes that failed or were killed have left: it holds nothing anybody could use, and fills disks."""
+    for path in directory.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _check_writable(directory: Path) -> None:
+    """Raises where nothing can be made in a directory: orbax's threads would wait for theirs for minutes."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".writable"):
+        pass
 
 
 def read_about(path: Path) -> dict[str, Any]:
@@ -232,7 +259,7 @@ def _wanted(leaf: Any) -> Any:
     """Says as what a leaf is to be read: on the device, unless numpy has it, or jax would make it narrower."""
     if not hasattr(leaf, "dtype") or isinstance(leaf, np.ndarray | np.generic):
         return np.asarray(leaf)
-    if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended) and (
+    if not jax.numpy.issubdtype(leaf.dtype, jax.dtypes.extended) and (
         jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype
     ):
         return np.empty(leaf.shape, leaf.dtype)

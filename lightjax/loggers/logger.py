@@ -12,7 +12,8 @@ class Logger(Protocol):
     """Where the metrics of a run go. Any object with these three methods is a logger.
 
     A logger may also have `start(run_dir: pathlib.Path)`. The trainer then calls it before the first log
-    of a run with the run's own directory; a logger that was given a place of its own ignores it.
+    of a run with the run's own directory; a logger that was given a place of its own ignores it. It may have
+    `resume(step: int)`, called after `start` where a run goes on after `step`: what it logged beyond is logged anew.
 
     All methods are called on one process (the first) and one thread, with values already on the host.
     """
@@ -71,11 +72,12 @@ class LoggerCollection:
         self._run_dir: Path | None = None
         self._finished = False
 
-    def start(self, run_dir: Path) -> None:
+    def start(self, run_dir: Path, resumed_at: int | None = None) -> None:
         """Tells every logger that wants to know it the directory of the run.
 
         Args:
           run_dir: the directory; it exists.
+          resumed_at: the step after which a resumed run goes on; None for a new run.
         """
         self._run_dir = run_dir
         self._finished = False
@@ -83,6 +85,9 @@ class LoggerCollection:
             start = getattr(logger, "start", None)
             if start is not None:
                 start(run_dir)
+            resume = getattr(logger, "resume", None)
+            if resume is not None and resumed_at is not None:
+                resume(resumed_at)
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records metrics with every logger; see `Logger.log_metrics`."""

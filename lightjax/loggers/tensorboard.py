@@ -47,12 +47,18 @@ class TensorBoardLogger:
         self._writer: SummaryWriter | None = None
         self._event_types: Any = None
         self._hyperparams: dict[str, Any] = {}
+        self._purge_step: int | None = None
 
     def start(self, run_dir: Path) -> None:
         """Takes the directory of a run, if none was given to the constructor; see `Logger`."""
         if self._directory.start(run_dir):
             self.finish()
             self._hyperparams = {}
+
+    def resume(self, step: int) -> None:
+        """Makes TensorBoard leave out what an earlier life of the run logged after `step`; see `Logger`."""
+        self.finish()
+        self._purge_step = step + 1
 
     @property
     def writer(self) -> "SummaryWriter":
@@ -70,8 +76,10 @@ class TensorBoardLogger:
                 str(directory),
                 max_queue=_QUEUE_SIZE,
                 flush_secs=_FLUSH_SECONDS,
+                purge_step=self._purge_step,
                 filename_suffix=f".{os.getpid()}.{next(_FILE_NUMBERS)}",
             )
+            self._purge_step = None
         return writer
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -104,7 +104,7 @@ class Checkpointer:
         state = _own_host_arrays(state)
         numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
         described = {"step": step, "metrics": numbers, "versions": {"jax": jax.__version__}} | dict(about or {})
-        self._newest = Checkpoint(self.path(step), step, numbers, like=_tree.abstract(state))
+        self._newest = saved = Checkpoint(self.path(step), step, numbers, like=_tree.abstract(state))
         waits = not self._due() and _tree.size_in_bytes(state) <= HELD_BYTES
         held = _Held(
             self._newest, dict(items or {}) | {"state": _own_device_arrays(state) if waits else state}, described
@@ -113,7 +113,7 @@ class Checkpointer:
             self._held[step] = held
         else:
             self._write(held)
-        return self._newest
+        return saved
 
     def go_on_from(self, checkpoint: Checkpoint) -> None:
         """Takes a checkpoint of this directory for the newest: it is not written again before there is a newer one."""

@@ -70,6 +70,7 @@ class Loop:
         self.progress = progress
         self.interrupt = interrupt
         self.validated_s = schedule.begun_s
+        self._at_call_end = [one for one in callbacks if one.overrides("on_call_end")]
         self._prepare()
         self.rows: Any = None
         self.in_flight: deque[Any] = deque()
@@ -198,6 +199,7 @@ class Loop:
             self.progress.update(run.step, run.batch, shown(run.history.latest) | self._glance())
         call(looking(self.callbacks, run.step), "on_train_batch_end", run)
         self._validate_within_epoch()
+        call(self._at_call_end, "on_call_end", run)
         run.write_checkpoints()
         if schedule.out_of_time():
             run.stop("max_time")

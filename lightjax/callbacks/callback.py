@@ -66,6 +66,9 @@ class Callback:
     def on_train_batch_end(self, run: Run) -> None:
         """After every step that is a multiple of `every_n_steps`."""
 
+    def on_call_end(self, run: Run) -> None:
+        """After every call of the compiled step, however many steps it ran: for looks by the clock."""
+
     def on_train_epoch_end(self, run: Run) -> None:
         """After an epoch and its evaluation."""
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import time
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightjax.callbacks.callback import Callback, Stage
 from lightjax.checkpoint import Checkpoint, Checkpoints
 from lightjax.errors import ConfigurationError
+from lightjax.schedule import seconds
 
 if TYPE_CHECKING:
     from lightjax.run import Run
@@ -23,6 +26,9 @@ class ModelCheckpoint(Callback):
       save_top_k: how many of the best to keep; -1 keeps all.
       every_n_epochs: save at the end of every n-th epoch; 0 never.
       every_n_train_steps: save at every n-th step as well.
+      train_time_interval: save after so much time as well: "DD:HH:MM:SS", seconds, a timedelta or its arguments as a
+        dict. Looked at after each call, so it cuts no call short.
+      keep_every_n_steps: keep a checkpoint for good whenever so many steps have passed since the last one kept so.
       save_on_exception: save the state that an error leaves, if the error did not take it.
 
     Attributes:
@@ -38,6 +44,8 @@ class ModelCheckpoint(Callback):
         save_top_k: int = 1,
         every_n_epochs: int = 1,
         every_n_train_steps: int | None = None,
+        train_time_interval: str | float | timedelta | dict[str, int] | None = None,
+        keep_every_n_steps: int | None = None,
         save_on_exception: bool = True,
     ) -> None:
         if mode not in ("min", "max"):
@@ -46,11 +54,17 @@ class ModelCheckpoint(Callback):
             raise ConfigurationError(
                 f"ModelCheckpoint got save_top_k={save_top_k}; give a number of checkpoints, or -1 to keep all."
             )
+        if keep_every_n_steps is not None and keep_every_n_steps < 1:
+            raise ConfigurationError(
+                f"ModelCheckpoint got keep_every_n_steps={keep_every_n_steps}; give a number of steps from 1 on."
+            )
         self.monitor = monitor
         self.mode = mode
         self.save_top_k = save_top_k
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_train_steps
+        self.train_time_interval_s = seconds(train_time_interval, "train_time_interval")
+        self.keep_every_n_steps = keep_every_n_steps
         self.save_on_exception = save_on_exception
         self._run: Run | None = None
         self._forget()
@@ -60,6 +74,8 @@ class ModelCheckpoint(Callback):
         self._last: int | None = None
         self._saved: dict[int, Checkpoint] = {}
         self._let_go: set[int] = set()
+        self._for_good: list[int] = []
+        self._saved_s = time.monotonic()
         self._began_at: int | None = None
 
     @property
@@ -73,7 +89,8 @@ class ModelCheckpoint(Callback):
     @property
     def kept_steps(self) -> set[int]:
         """The steps whose checkpoints must not be deleted."""
-        return {step for _, step in self._ranked} | (set() if self._last is None else {self._last})
+        last = set() if self._last is None else {self._last}
+        return {step for _, step in self._ranked} | last | set(self._for_good)
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -95,6 +112,11 @@ class ModelCheckpoint(Callback):
     def on_train_batch_end(self, run: Run) -> None:
         """Saves a step between the ends of epochs."""
         self.save(run)
+
+    def on_call_end(self, run: Run) -> None:
+        """Saves a step when it is time to."""
+        if self.train_time_interval_s is not None and time.monotonic() - self._saved_s >= self.train_time_interval_s:
+            self.save(run)
 
     def on_train_epoch_end(self, run: Run) -> None:
         """Saves the step an epoch ends with."""
@@ -120,6 +142,10 @@ class ModelCheckpoint(Callback):
         # The ranking is part of what is saved: it has to know this step first.
         kept_before = self.kept_steps
         self._last = run.step
+        self._saved_s = time.monotonic()
+        kept = self._for_good[-1] if self._for_good else 0
+        if self.keep_every_n_steps is not None and run.step - kept >= self.keep_every_n_steps:
+            self._for_good.append(run.step)
         # A checkpoint between evaluations has no score of its own: it is never the best, only the last.
         if score is not None and all(step != run.step for _, step in self._ranked):
             self._ranked.append((score, run.step))
@@ -138,6 +164,7 @@ class ModelCheckpoint(Callback):
         return {
             "ranked": [list(ranked) for ranked in self._ranked],
             "last": self._last,
+            "for_good": self._for_good,
             "let_go": sorted(self._let_go - self.kept_steps),
         }
 
@@ -145,10 +172,11 @@ class ModelCheckpoint(Callback):
         """Takes the ranking back, as far as its checkpoints are still there and whole."""
         assert self._run is not None  # its setup came first
         ranked: list[tuple[float, int]] = [(score, step) for score, step in state["ranked"]]
-        steps: set[int] = {step for _, step in ranked} | ({state["last"]} - {None})
+        steps: set[int] = {step for _, step in ranked} | ({state["last"]} - {None}) | set(state["for_good"])
         self._saved = {step: found for step in steps if (found := self._run.checkpoint_of(step)) is not None}
         self._ranked = [(score, step) for score, step in ranked if step in self._saved]
         self._last = state["last"] if state["last"] in self._saved else None
+        self._for_good = [step for step in state["for_good"] if step in self._saved]
         for step in state["let_go"]:
             if left := self._run.checkpoint_at(step):
                 self._run.delete_checkpoint(left)
@@ -159,6 +187,7 @@ class ModelCheckpoint(Callback):
             del self._saved[step]
             self._ranked = [ranked for ranked in self._ranked if ranked[1] != step]
             self._last = None if self._last == step else self._last
+            self._for_good = [kept for kept in self._for_good if kept != step]
 
     def _score(self, run: Run) -> float | None:
         """Returns the rank of this step, smaller is better; None where the metric is not of this step."""

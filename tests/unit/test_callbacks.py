@@ -285,3 +285,31 @@ def test_a_checkpoint_that_does_not_fit_lists_every_leaf(tmp_path):
         lj.Checkpoint.open(tmp_path)
     with pytest.raises(lj.CheckpointError, match=r"restore\(like=state\)"):
         lj.Checkpoint.open(checkpoint.path).restore()
+
+
+def test_checkpoints_are_kept_for_good_every_so_many_steps(tmp_path):
+    def fit(max_epochs, resume=None):
+        keeper = lj.ModelCheckpoint(every_n_train_steps=2, keep_every_n_steps=6)
+        trainer = quiet(
+            max_epochs=max_epochs, enable_checkpointing=True, default_root_dir=tmp_path, callbacks=keeper, resume=resume
+        )
+        return trainer.fit(linear_task(), lj.ArrayLoader(linear_data(20), 4))
+
+    fit(2)
+    result = fit(3, "auto")
+    steps = sorted(int(path.name.removeprefix("step_")) for path in (result.directory / "checkpoints").iterdir())
+    assert steps == [6, 12, 15]
+    with pytest.raises(lj.ConfigurationError, match="keep_every_n_steps=0; give a number of steps from 1 on"):
+        lj.ModelCheckpoint(keep_every_n_steps=0)
+
+
+def test_checkpoints_are_saved_by_the_clock_without_cutting_calls(tmp_path):
+    keeper = lj.ModelCheckpoint(every_n_epochs=0, train_time_interval=0.0)
+    trainer = quiet(
+        max_steps=16, steps_per_call=8, enable_checkpointing=True, default_root_dir=tmp_path, callbacks=keeper
+    )
+    saved = []
+    keeper.save, save = lambda run: (saved.append(run.step), save(run)), keeper.save
+    trainer.fit(linear_task(), lj.ArrayLoader(linear_data(64), 4))
+    assert saved == [8, 16, 16]
+    assert lj.ModelCheckpoint(train_time_interval={"minutes": 2}).train_time_interval_s == 120

@@ -35,7 +35,7 @@ class Recorder(lj.Callback):
 for _hook in HOOKS:
     setattr(Recorder, _hook, lambda self, run, *_, name=_hook: self.calls.append(name.removeprefix("on_")))
 
-EPOCH = ["train_epoch_start", *["train_batch_start", "train_batch_end"] * 2]
+EPOCH = ["train_epoch_start", *["train_batch_start", "train_batch_end", "call_end"] * 2]
 VALIDATION = [
     "validation_start",
     "validation_epoch_start",
@@ -89,7 +89,7 @@ def test_the_hooks_of_a_resumed_run_begin_with_what_was_kept(tmp_path):
     without_batches = [name for name in VALIDATION]
     assert recorder.calls == [
         "setup", "load_checkpoint", "load_state_dict", "fit_start", "train_start",
-        "train_epoch_start", *without_batches, "train_epoch_end", "save_checkpoint",
+        "train_epoch_start", "call_end", *without_batches, "train_epoch_end", "save_checkpoint",
         "train_end", "fit_end", "save_checkpoint", "teardown",
     ]  # fmt: skip
 

@@ -190,7 +190,8 @@ def test_checkpoints_a_kill_left_unranked_are_deleted_and_others_left_alone(tmp_
     run(2)
     shutil.copytree(checkpoints / "step_10", tmp_path / "copy")
     about = lj.Checkpoint.open(checkpoints / "step_10").about()
-    assert about["callbacks"] == [["ModelCheckpoint", {"ranked": [], "last": 10, "let_go": [5]}]]
+    kept = {"ranked": [], "last": 10, "for_good": [], "let_go": [5]}
+    assert about["callbacks"] == [["ModelCheckpoint", kept]]
     # As if the process had been killed before it deleted step 5; step 3 and the unfinished write are not its own.
     for step in (5, 3):
         shutil.copytree(tmp_path / "copy", checkpoints / f"step_{step}")

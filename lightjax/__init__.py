@@ -1,8 +1,17 @@
 """lightjax: a trainer for models written as pure functions."""
 
-from lightjax.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightjax.callbacks import (
+    EMA,
+    Callback,
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    WeightAveraging,
+)
+from lightjax.callbacks.around_optimizer import averaged
 from lightjax.checkpoint import Checkpoint, Checkpointer, Checkpoints, LoadReport, load_params, restore
 from lightjax.data.array_loader import ArrayLoader
+from lightjax.data.combined_loader import CombinedLoader
 from lightjax.errors import (
     CheckpointError,
     ConfigurationError,
@@ -30,6 +39,7 @@ from lightjax.trainer import Trainer
 __version__ = "0.1.0"
 
 __all__ = [
+    "EMA",
     "Accuracy",
     "ArrayLoader",
     "CSVLogger",
@@ -38,11 +48,13 @@ __all__ = [
     "CheckpointError",
     "Checkpointer",
     "Checkpoints",
+    "CombinedLoader",
     "ConfigurationError",
     "DataError",
     "EarlyStopping",
     "FitResult",
     "Last",
+    "LearningRateMonitor",
     "LightjaxError",
     "LoadReport",
     "Logger",
@@ -65,6 +77,8 @@ __all__ = [
     "TensorBoardLogger",
     "TrainState",
     "Trainer",
+    "WeightAveraging",
+    "averaged",
     "grad",
     "load_params",
     "remat",

@@ -83,7 +83,7 @@ class Evaluation:
         if not reports:
             jax.block_until_ready(found)
         else:
-            run.history.promise(self._report(found, run.step, run.epoch))
+            run.history.promise(run.step, self._report(found, run.step, run.epoch))
             run.validated_at = run.step
         call(self.callbacks, f"{hook}_epoch_end", run)
         call(self.callbacks, f"{hook}_end", run)

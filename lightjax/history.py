@@ -34,7 +34,7 @@ class Sink(Protocol):
 class History:
     """Keeps reports as rows and passes them on.
 
-    Numbers on the device are promised with `promise` and read when the next ones are promised, when by then they have
+    Numbers on the device are promised with `promise` and read when those of a later step are promised, when they have
     long been computed, or at once by `settle`.
 
     Attributes:
@@ -56,23 +56,18 @@ class History:
         self._sink = sink
         self._file = file
         self._unwritten: list[Report] = []
-        self._promised: deque[Callable[[], Iterable[Report]]] = deque()
+        self._promised: deque[tuple[int, Callable[[], Iterable[Report]]]] = deque()
 
-    def promise(self, read: Callable[[], Iterable[Report]]) -> None:
-        """Takes a function that reads reports from the device, to be called one promise later."""
-        self.settle()
-        self._promised.append(read)
+    def promise(self, step: int, read: Callable[[], Iterable[Report]]) -> None:
+        """Takes a function that reads reports from the device, to be called when a later step promises."""
+        while self._promised and self._promised[0][0] < step:
+            self._read()
+        self._promised.append((step, read))
 
     def settle(self) -> None:
         """Reads everything promised; waits for the device."""
         while self._promised:
-            for report in self._promised.popleft()():
-                self._add(report)
-
-    def add(self, report: Report) -> None:
-        """Adds numbers that are on the host, after everything promised before."""
-        self.settle()
-        self._add(report)
+            self._read()
 
     def write(self) -> None:
         """Brings the reports so far to the file."""
@@ -110,6 +105,10 @@ class History:
                 self._unwritten.append(Report(step, epoch, arrays))
         if source == self._file:
             os.truncate(source, sum(map(len, kept)))
+
+    def _read(self) -> None:
+        for report in self._promised.popleft()[1]():
+            self._add(report)
 
     def _add(self, report: Report) -> None:
         self._keep(report)

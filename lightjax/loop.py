@@ -193,7 +193,7 @@ class Loop:
         steps = range(run.step + 1, run.step + stretch.count + 1)
         run.advance(state, stretch)
         if windows := window_reports(self.engine, self.rows, steps, run.epoch, schedule.log_every_n_steps):
-            run.history.promise(windows)
+            run.history.promise(run.step, windows)
         bound(self.in_flight, (self.rows, stretch.count - 1))
         if self.progress.due():
             self.progress.update(run.step, run.batch, shown(run.history.latest) | self._glance())
@@ -256,8 +256,10 @@ class Loop:
         run, (window, epoch) = self.run, self.run.totals
         place = (run.step, run.epoch)
         if run.step % self.schedule.log_every_n_steps:
-            run.history.promise(totals_report(self.engine, "train", window, *place, prefix="train/"))
-        run.history.promise(totals_report(self.engine, "train", epoch, *place, prefix="train/", suffix="_epoch"))
+            run.history.promise(run.step, totals_report(self.engine, "train", window, *place, prefix="train/"))
+        run.history.promise(
+            run.step, totals_report(self.engine, "train", epoch, *place, prefix="train/", suffix="_epoch")
+        )
         run.epochs_reported += 1
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lightjax import _tree
@@ -124,14 +125,25 @@ class Run:
         self.epoch, self.batch, self.epoch_ended = self.epoch + 1, 0, False
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Reports numbers of one's own for this step: Python numbers or scalar arrays."""
-        values = {name: np.asarray(value) for name, value in jax.device_get(dict(metrics)).items()}
-        for name, value in values.items():
-            if value.ndim or value.dtype.kind not in "bifuV":
-                raise MetricError(
-                    f"run.log got {name!r} = {metrics[name]!r}, which is no number; log scalars, one by one."
-                )
-        self.history.add(Report(self.step, self.epoch, {name: float(value) for name, value in values.items()}))
+        """Reports numbers of one's own for this step: Python numbers or scalar arrays.
+
+        It does not wait for numbers on the device: they are read one look late.
+
+        Raises:
+          MetricError: a value is no number.
+        """
+        for name, value in metrics.items():
+            value = value if isinstance(value, jax.Array) else np.asarray(value)
+            if value.ndim or (not jnp.issubdtype(value.dtype, jnp.number) and value.dtype != bool):
+                raise MetricError(f"run.log got {name!r} = {value!r}, which is no number; log scalars, one by one.")
+        # The next step may take the buffers of what is part of the state.
+        kept = {name: jnp.copy(value) if isinstance(value, jax.Array) else value for name, value in metrics.items()}
+        step, epoch = self.step, self.epoch
+
+        def read() -> Iterator[Report]:
+            yield Report(step, epoch, {name: float(value) for name, value in jax.device_get(kept).items()})
+
+        self.history.promise(step, read)
 
     @property
     def stopped_by(self) -> str | None:

@@ -14,6 +14,7 @@ import jax
 
 from lightjax.callbacks import Callback, ModelCheckpoint
 from lightjax.callbacks.callback import Stage, call, call_to_the_end
+from lightjax.callbacks.extension import extended_state, extended_task
 from lightjax.checkpoint import Checkpoint, Checkpointer, Checkpoints
 from lightjax.checkpoint.catalog import FOLDER, is_newest
 from lightjax.checks import check_arguments, check_monitored
@@ -241,6 +242,7 @@ class Trainer:
         self._epoch = 0
         self._estimated_steps: Any = _UNKNOWN
         self._accumulation = Accumulation.of(accumulate_grad_batches)
+        self._task: TaskLike | None = None
         self._engine: Engine | None = None
 
     @property
@@ -311,7 +313,9 @@ class Trainer:
         with Interrupt() as interrupt, cache:
             engine = self._engine_for(task)
             batch = data.train.first()
-            given = state if checkpoint is None else checkpoint
+            given = checkpoint
+            if checkpoint is None and state is not None:
+                given = extended_state(state, self.callbacks)
             state = initial_state(engine, jax.random.key(self.seed), batch, given, self.max_steps)
             engine.trace_train(state, batch)
             trace(engine, state, data.val)
@@ -577,10 +581,11 @@ class Trainer:
                     f"The task {task!r} has no {method}; pass lj.Task(init, train_step, eval_step), or an object with "
                     "these methods."
                 )
-        if self._engine is None or self._engine.task is not task:
+        if self._engine is None or self._task is not task:
             batches = 8 if self.steps_per_call == "auto" else self.steps_per_call
+            self._task = task
             self._engine = JitEngine(
-                task,
+                extended_task(task, self.callbacks),
                 OneDevice(jax.devices()[0]),
                 log_every_n_steps=self.log_every_n_steps,
                 eval_batches_per_call=batches,

@@ -2,6 +2,8 @@
 
 from lightjax.callbacks.callback import Callback
 from lightjax.callbacks.early_stopping import EarlyStopping
+from lightjax.callbacks.learning_rate_monitor import LearningRateMonitor
 from lightjax.callbacks.model_checkpoint import ModelCheckpoint
+from lightjax.callbacks.weight_averaging import EMA, WeightAveraging
 
-__all__ = ["Callback", "EarlyStopping", "ModelCheckpoint"]
+__all__ = ["EMA", "Callback", "EarlyStopping", "LearningRateMonitor", "ModelCheckpoint", "WeightAveraging"]

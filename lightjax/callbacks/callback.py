@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
     from lightjax.run import Run
@@ -32,6 +32,16 @@ class Callback:
     """
 
     every_n_steps: int | None = 1
+    # Whether its extension of the state sees what those of the others did.
+    outermost: ClassVar[bool] = False
+
+    def extend_state(self, state: Any) -> Any:
+        """Returns the state with what the callback keeps in it; pure, traced together with the task's `init`."""
+        return state
+
+    def evaluated_state(self, state: Any) -> Any:
+        """Returns the state that evaluation and prediction see; pure, traced together with the task's steps."""
+        return state
 
     def setup(self, run: Run, stage: Stage) -> None:
         """Before everything else of a fit, validate, test or predict; the state exists."""
@@ -143,8 +153,8 @@ class Callback:
         """Takes back what `state_dict` returned."""
 
     def overrides(self, *hooks: str) -> bool:
-        """Says whether any of these hooks is overridden."""
-        return any(getattr(type(self), hook) is not getattr(Callback, hook) for hook in hooks)
+        """Says whether any of these hooks is overridden, by the class or by this object."""
+        return any(getattr(getattr(self, hook), "__func__", None) is not getattr(Callback, hook) for hook in hooks)
 
     def steps_between_looks(self) -> int | None:
         """Returns how many steps pass between two calls of the train batch hooks; None if there are none."""

@@ -35,7 +35,7 @@ class IterableSource:
         self._pending: Pass | None = None
         self._spec: Any = None
         self._first: Any = None
-        self.shapes: tuple[tuple[int, ...], ...] = ()
+        self.shapes: tuple[Any, ...] = ()
 
     def first(self) -> Any:
         """Returns the first batch of the next pass, which goes on from there."""
@@ -112,13 +112,20 @@ class IterableSource:
         spec = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), arrays)
         if self._spec is None:
             self._spec, self._first, self.shapes = spec, _tree.abstract(arrays), _shapes(arrays)
-        elif spec != self._spec:
+        elif spec != self._spec and not self._lacks_members(spec):
             raise DataError(
                 f"{self.name} gave {where} in another shape than its first batch: "
                 f"{_tree.difference(self._first, arrays)}; a compiled step takes batches of one shape, of which only "
                 "the number of examples may differ: pad or crop to one shape."
             )
         return arrays
+
+    def _lacks_members(self, spec: Any) -> bool:
+        """Says whether a batch differs from the first only in loaders that have ended, as a `CombinedLoader` may."""
+        if getattr(self._loader, "mode", None) != "max_size":
+            return False
+        first = _tree.named_leaves(self._spec)
+        return all(first.get(path) == leaf for path, leaf in _tree.named_leaves(spec).items())
 
     def _pass(self, index: int) -> Pass:
         """Returns the pass that was begun already, or begins one."""
@@ -208,8 +215,9 @@ class _IterableCursor:
         return batch
 
 
-def _shapes(batch: Any) -> tuple[tuple[int, ...], ...]:
-    return tuple(leaf.shape for leaf in jax.tree.leaves(batch))
+def _shapes(batch: Any) -> tuple[Any, ...]:
+    leaves, structure = jax.tree.flatten(batch)
+    return structure, *(leaf.shape for leaf in leaves)
 
 
 class _Stack:

@@ -110,6 +110,8 @@ def begin_at(loader: Any, epoch: int, mark: Any) -> Pass:
 
 def begin_later(loader: Any, epoch: int, batch: int) -> Pass | None:
     """Begins a pass at a batch, where every pass of an epoch is the same; None where that is not known."""
+    if getattr(loader, "can_seek", False):
+        return Pass(loader.epoch(epoch, batch))
     if isinstance(loader, Sequence):
         return Pass(loader[i] for i in range(batch, len(loader)))
     if not _passes_are_alike(loader):
@@ -151,7 +153,9 @@ def _is_stateful(loader: Any) -> bool:
 
 
 def _samplers(loader: Any) -> list[Any]:
-    """Returns what decides the order of a torch DataLoader; [] for any other loader."""
+    """Returns what decides the order of a torch DataLoader, or of those in a `CombinedLoader`; [] for any other."""
+    if members := getattr(loader, "members", None):
+        return [one for member in members for one in (member, *_samplers(member)) if _samplers(member)]
     if not (hasattr(loader, "sampler") and hasattr(loader, "batch_sampler") and hasattr(loader, "dataset")):
         return []
     return [loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None)]

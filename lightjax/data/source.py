@@ -84,8 +84,16 @@ def as_source(data: Any, name: str, limit: int | float | None = None) -> Source:
             'them for evaluation, {"clean": first, "noisy": second}, and combine them for training, '
             'lj.CombinedLoader({"a": first, "b": second}).'
         )
-    length = len(data) if isinstance(data, Sized) else None
+    length = _length(data)
     return IterableSource(lambda: data, name, _limit(limit, length, name), length)
+
+
+def _length(data: Any) -> int | None:
+    """Returns the batches a loader says it has; torch's DataLoader over an iterable dataset refuses to say."""
+    try:
+        return len(data) if isinstance(data, Sized) else None
+    except TypeError:
+        return None
 
 
 def _is_loader(data: Any) -> bool:

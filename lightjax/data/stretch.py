@@ -34,7 +34,8 @@ class Stacked:
     @property
     def signature(self) -> Hashable:
         """What tells the program of this stretch from that of another."""
-        return tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(self.stacks))
+        leaves, structure = jax.tree.flatten(self.stacks)
+        return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
     def batch(self, i: Any) -> Any:
         """Returns batch `i`, inside compiled code."""

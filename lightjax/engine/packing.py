@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lightjax.errors import MetricError
 from lightjax.metrics import Metric
 
 Vectors = dict[str, jax.Array]
@@ -86,7 +87,16 @@ class Packing:
         return {dtype: jnp.zeros((*leading, length), dtype) for dtype, length in self.lengths.items()}
 
     def pack(self, metrics: Mapping[str, Metric]) -> Vectors:
-        """Lays the leaves of metrics side by side."""
+        """Lays the leaves of metrics side by side.
+
+        Raises:
+          MetricError: these are not the metrics it was made for.
+        """
+        if metrics.keys() != set(self.names):
+            raise MetricError(
+                f"A step reported the metrics {', '.join(metrics)} for one batch and {', '.join(self.names)} for "
+                "another; report the same for every batch: lj.Mean(0.0, weights=0.0) counts for nothing."
+            )
         leaves = {name: jax.tree.leaves(metrics[name]) for name in self.names}
         return self._join(
             [

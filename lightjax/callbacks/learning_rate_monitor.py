@@ -1,0 +1,66 @@
+"""LearningRateMonitor: reports the learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from lightjax.callbacks.callback import Callback, Stage
+from lightjax.errors import ConfigurationError
+from lightjax.learning_rate import learning_rates
+from lightjax.train_states import train_states
+
+if TYPE_CHECKING:
+    from lightjax.run import Run
+
+
+class LearningRateMonitor(Callback):
+    """Reports the learning rate of every optimizer as `learning_rate`, in one small compiled call a report.
+
+    Any optax schedule is found, and so is what `optax.inject_hyperparams` keeps; nothing waits for the device.
+
+    Args:
+      every_n_steps: how often; as often as training metrics when None, at the end of each epoch when 0.
+      schedule: `step -> learning rate`, for an optimizer in which no schedule can be found.
+
+    Raises:
+      ConfigurationError: (when the run begins) there is no learning rate to be found.
+    """
+
+    def __init__(self, every_n_steps: int | None = None, *, schedule: Callable[[Any], Any] | None = None) -> None:
+        self._wanted = every_n_steps
+        self.every_n_steps = every_n_steps
+        self.schedule = schedule
+
+    def setup(self, run: Run, stage: Stage) -> None:
+        """Finds the learning rates."""
+        if stage != "fit":
+            return
+        self.every_n_steps = run.trainer.log_every_n_steps if self._wanted is None else self._wanted or None
+        self._read = jax.jit(self._rates)
+        if not jax.eval_shape(self._rates, run.state):
+            raise ConfigurationError(
+                "LearningRateMonitor found no learning rate in the state's optimizers; name the schedule, "
+                "LearningRateMonitor(schedule=...), or use optax.inject_hyperparams."
+            )
+
+    def on_train_batch_end(self, run: Run) -> None:
+        """Reports the rates of this step."""
+        run.log(self._read(run.state))
+
+    def on_train_epoch_end(self, run: Run) -> None:
+        """Reports the rates at the end of an epoch."""
+        if self.every_n_steps is None:
+            run.log(self._read(run.state))
+
+    def _rates(self, state: Any) -> dict[str, jax.Array]:
+        if self.schedule is not None:
+            return {"learning_rate": jnp.float32(self.schedule(state.step))}
+        return {
+            "/".join(filter(None, ("learning_rate", path, name))): rate + 0
+            for path, one in train_states(state).items()
+            for name, rate in learning_rates(one.optimizer, one.opt_state).items()
+        }

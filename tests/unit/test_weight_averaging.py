@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import lightjax as lj
+from lightjax.callbacks.around_optimizer import Averaged, nodes_of
 from tests.models import bits, digit_like_data, linear_data, linear_init, linear_loss, linear_task, mlp_task, quiet
 
 
@@ -150,3 +151,30 @@ def test_what_cannot_be_averaged_is_said():
         quiet(max_epochs=1, callbacks=lj.EMA()).fit(task, loader())
     with pytest.raises(lj.ConfigurationError, match="a state without an average"):
         lj.averaged(quiet(max_epochs=1).fit(linear_task(), loader()).state)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"precision": "bf16-mixed"},
+        {"precision": "16-mixed"},
+        {"precision": "bf16-true"},
+        {"trainable": "^w$"},
+        {"accumulate_grad_batches": 2},
+    ],
+)
+def test_an_average_goes_with_every_policy(arguments):
+    trainer = quiet(max_epochs=2, callbacks=lj.EMA(0.9), **arguments)
+    result = trainer.fit(linear_task(), loader(), loader(12))
+    average = lj.averaged(result.state)
+    plain = quiet(max_epochs=2, **arguments).fit(linear_task(), loader(), loader(12))
+    if arguments == {"precision": "bf16-true"}:
+        # XLA may keep more digits inside of a fusion than bfloat16 has, and the average is another fusion.
+        np.testing.assert_allclose(*(jnp.float32(one.state.params["w"]) for one in (result, plain)), rtol=2**-7)
+        (node,) = nodes_of(result.state, Averaged)
+        assert node.average["w"].dtype == jnp.float32
+    else:
+        assert bits(result.state.params) == bits(plain.state.params)
+    assert bits(average.params) != bits(result.state.params)
+    expected = quiet(**arguments).validate(linear_task(), loader(12), state=average)["val/loss"]
+    assert result.metrics["val/loss"] == pytest.approx(expected, rel=1e-6)

@@ -1,15 +1,28 @@
 """lightjax: a trainer for models written as pure functions."""
 
+from lightjax import tune
 from lightjax.callbacks import (
     EMA,
     Callback,
+    DeviceStatsMonitor,
     EarlyStopping,
+    Finetuning,
+    GradientAccumulationScheduler,
+    LambdaCallback,
     LearningRateMonitor,
     ModelCheckpoint,
+    OnExceptionCheckpoint,
+    PredictionWriter,
+    Pruning,
+    SpikeDetection,
+    StochasticWeightAveraging,
+    ThroughputMonitor,
+    Timer,
     WeightAveraging,
 )
 from lightjax.callbacks.around_optimizer import averaged
 from lightjax.checkpoint import Checkpoint, Checkpointer, Checkpoints, LoadReport, load_params, restore
+from lightjax.classification import ConfusionMatrix, F1Score, Perplexity, PrecisionScore, RecallScore, TopKAccuracy
 from lightjax.data.array_loader import ArrayLoader
 from lightjax.data.combined_loader import CombinedLoader
 from lightjax.errors import (
@@ -31,6 +44,7 @@ from lightjax.precision import Precision
 from lightjax.remat import remat
 from lightjax.result import FitResult
 from lightjax.run import Run
+from lightjax.seeding import seed_everything
 from lightjax.state import TrainState
 from lightjax.summary import summarize
 from lightjax.task import Task, TaskLike
@@ -50,9 +64,15 @@ __all__ = [
     "Checkpoints",
     "CombinedLoader",
     "ConfigurationError",
+    "ConfusionMatrix",
     "DataError",
+    "DeviceStatsMonitor",
     "EarlyStopping",
+    "F1Score",
+    "Finetuning",
     "FitResult",
+    "GradientAccumulationScheduler",
+    "LambdaCallback",
     "Last",
     "LearningRateMonitor",
     "LightjaxError",
@@ -66,15 +86,26 @@ __all__ = [
     "Min",
     "ModelCheckpoint",
     "NonfiniteError",
+    "OnExceptionCheckpoint",
+    "Perplexity",
     "Policy",
     "Precision",
+    "PrecisionScore",
+    "PredictionWriter",
+    "Pruning",
+    "RecallScore",
     "RecompileError",
     "Run",
+    "SpikeDetection",
     "StepError",
+    "StochasticWeightAveraging",
     "Sum",
     "Task",
     "TaskLike",
     "TensorBoardLogger",
+    "ThroughputMonitor",
+    "Timer",
+    "TopKAccuracy",
     "TrainState",
     "Trainer",
     "WeightAveraging",
@@ -83,6 +114,8 @@ __all__ = [
     "load_params",
     "remat",
     "restore",
+    "seed_everything",
     "summarize",
+    "tune",
     "value_and_grad",
 ]

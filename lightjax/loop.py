@@ -97,6 +97,8 @@ class Loop:
           Why it ended.
         """
         run, schedule, progress = self.run, self.schedule, self.progress
+        if run.trainer.enable_progress_bar:
+            run.print = progress.print
         progress.start(step=run.step, max_steps=schedule.max_steps, max_epochs=schedule.max_epochs)
         self.engine.compile_ahead("train", self.data.train.specs(self.pace.capacity))
         self.evaluation.compile_ahead()

@@ -305,7 +305,8 @@ def is_metric(value: Any) -> bool:
 
 def _as_metric(name: str, value: Any, batch: Any, step_name: str) -> Metric:
     if is_metric(value):
-        return value
+        # Some of metrax's keep a Python number among their arrays.
+        return jax.tree.map(jnp.asarray, value)
     if not isinstance(value, bool | int | float | np.ndarray | np.generic | jax.Array) or np.ndim(value) != 0:
         raise MetricError(
             f"{step_name} reported metric {name!r} as {_kind(value)}, which is neither a number nor a metric; report "

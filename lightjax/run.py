@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from lightjax.callbacks.callback import Stage, call, naming
 from lightjax.checkpoint.checkpoint import Checkpoint
 from lightjax.errors import ConfigurationError, MetricError, StepError
 from lightjax.history import HISTORY_FILE, History, Report
+from lightjax.progress.output import Output
 
 if TYPE_CHECKING:
     from lightjax.checkpoint import Checkpointer
@@ -49,6 +50,8 @@ class Run:
       loader: name of the loader that is evaluated; "" where there is only one.
       eval_batch: batches of this loader done.
       estimated_steps: optimizer steps of a whole run, None where nobody knows.
+      batch_spec: shapes of a training batch.
+      print: writes a line for people, beside the progress bar.
     """
 
     def __init__(
@@ -78,6 +81,8 @@ class Run:
         self.loader = ""
         self.eval_batch = 0
         self.estimated_steps: int | None = None
+        self.batch_spec: Any = None
+        self.print: Callable[[str], None] = Output().write_line
         self.validates = False
         self.validated_at: int | None = None
         self.epochs_reported = 0
@@ -187,6 +192,14 @@ class Run:
             )
         return None
 
+    def flops_per_step(self) -> float | None:
+        """Counts the floating-point operations of a train step on one batch; None where XLA does not tell.
+
+        Traces the step; compiles and runs nothing.
+        """
+        lowered = jax.jit(self._engine.task.train_step).lower(_tree.abstract(self._state), self.batch_spec)
+        return (lowered.cost_analysis() or {}).get("flops")
+
     @property
     def state_is_whole(self) -> bool:
         """Whether the state is there: an error inside of a compiled call takes the state that was donated to it."""
@@ -197,20 +210,24 @@ class Run:
         """Whether the run has checkpoints."""
         return self._checkpointer is not None
 
-    def save_checkpoint(self) -> Checkpoint:
+    def save_checkpoint(self, to: Checkpointer | None = None) -> Checkpoint:
         """Begins to save this step; waits only for the copy to the host.
+
+        Args:
+          to: saves it; the run's own checkpointer when None.
 
         Raises:
           ConfigurationError: the run has no checkpoints (`saves` is False).
         """
-        if self._checkpointer is None:
+        to = to or self._checkpointer
+        if to is None:
             raise ConfigurationError(
                 "run.save_checkpoint was called in a run without checkpoints; write Trainer(enable_checkpointing=True)."
             )
         call(self.trainer.callbacks, "on_save_checkpoint", self)
         metrics = self.metrics
         window, epoch = self.totals
-        return self._checkpointer.save(
+        return to.save(
             self.step,
             self._state,
             metrics=metrics,

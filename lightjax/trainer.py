@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import jax
 
-from lightjax.callbacks import Callback, ModelCheckpoint
+from lightjax import _tree
+from lightjax.callbacks import Callback, GradientAccumulationScheduler, ModelCheckpoint
 from lightjax.callbacks.callback import Stage, call, call_to_the_end
 from lightjax.callbacks.extension import extended_state, extended_task
 from lightjax.checkpoint import Checkpoint, Checkpointer, Checkpoints
@@ -42,6 +43,7 @@ from lightjax.result import FitResult
 from lightjax.run import Run
 from lightjax.run_directory import DEFAULT_ROOT, create_run_directory
 from lightjax.schedule import Schedule, seconds
+from lightjax.seeding import global_seed
 from lightjax.shortcuts import rehearse, strip
 from lightjax.summary import summarize
 from lightjax.task import TaskLike
@@ -60,7 +62,8 @@ class Trainer:
       min_epochs: epochs before which no callback and no `max_time` ends the run: who asked earlier gets it then.
       min_steps: the same in optimizer steps. Both have to be reached.
       max_time: "DD:HH:MM:SS", seconds, a timedelta or its arguments as a dict; the call that is under way is finished.
-      seed: of the key that `init` receives, `jax.random.key(seed)`.
+      seed: of the key that `init` receives, `jax.random.key(seed)`; that of `lj.seed_everything` when None, 0 without.
+      deterministic: choose kernels that give the same bits every time, where others are faster (on GPUs).
       precision: "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true" or "64-true" (or 32, 16, "bf16", 64), or an
         `lj.Precision`; None leaves everything as it is. Mixed keeps float32 parameters and casts them, and the batch,
         for the compute, in evaluation and prediction, too; float16 scales the loss.
@@ -140,7 +143,7 @@ class Trainer:
         min_epochs: int | None = None,
         min_steps: int | None = None,
         max_time: str | float | timedelta | dict[str, int] | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         precision: str | int | Precision | None = None,
         accumulate_grad_batches: int | Mapping[int, int] = 1,
         microbatches: int = 1,
@@ -172,6 +175,7 @@ class Trainer:
         resume: str | os.PathLike[str] | None = None,
         on_save_error: Literal["raise", "warn"] = "raise",
         requeue: bool = False,
+        deterministic: bool = False,
         compilation_cache: bool | str | os.PathLike[str] = True,
         strict: bool = False,
     ) -> None:
@@ -189,9 +193,9 @@ class Trainer:
         self.resume = resume
         self.on_save_error: Literal["raise", "warn"] = on_save_error
         self.requeue = requeue
-        self.seed = seed
+        self.seed = global_seed() if seed is None else seed
+        self.deterministic = deterministic
         self.steps_per_call: int | Literal["auto"] = steps_per_call
-        self.accumulate_grad_batches = accumulate_grad_batches
         self.microbatches = microbatches
         self.policy: dict[str, Any] = {
             name: value
@@ -211,6 +215,10 @@ class Trainer:
         self.callbacks.sort(key=lambda one: isinstance(one, ModelCheckpoint))
         self.logger = logger
         self.loggers = _loggers(logger)
+        schedulers = [one for one in self.callbacks if isinstance(one, GradientAccumulationScheduler)]
+        if schedulers:
+            accumulate_grad_batches = schedulers[0].scheduling
+        self.accumulate_grad_batches = accumulate_grad_batches
         self.log_every_n_steps = log_every_n_steps
         self.check_val_every_n_epoch = check_val_every_n_epoch
         self.num_sanity_val_steps = num_sanity_val_steps
@@ -363,6 +371,7 @@ class Trainer:
         run = Run(self, engine, state, history, logger, checkpointer, self.directory)
         run.totals = engine.train_totals()
         run.estimated_steps = self._estimated_steps
+        run.batch_spec = _tree.abstract(data.train.first())
         self._run_under_way = run
         about = None
         if checkpoint is not None:
@@ -590,6 +599,7 @@ class Trainer:
                 log_every_n_steps=self.log_every_n_steps,
                 eval_batches_per_call=batches,
                 strict=self.strict,
+                deterministic=self.deterministic,
                 request=PolicyRequest(self.policy, self.microbatches, self._accumulation.largest > 1),
             )
         return self._engine

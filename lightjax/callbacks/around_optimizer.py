@@ -246,7 +246,11 @@ def averaged(state: Any) -> Any:
             return train_state
         # Parameters that are not trained have no average.
         params = jax.tree.map(
-            lambda leaf, average: leaf if isinstance(average, optax.MaskedNode) else average.astype(leaf.dtype),
+            lambda leaf, average: (
+                leaf
+                if isinstance(average, optax.MaskedNode)
+                else jnp.where(found[0].averaged > 0, average.astype(leaf.dtype), leaf)
+            ),
             train_state.params,
             found[0].average,
         )

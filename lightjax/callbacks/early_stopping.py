@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
+import jax
+
 from lightjax.callbacks.callback import Callback, Stage
 from lightjax.errors import ConfigurationError
 
@@ -26,6 +28,9 @@ class EarlyStopping(Callback):
       check_finite: end the run when the metric is NaN or infinite.
       stopping_threshold: end the run once the metric is better than this.
       divergence_threshold: end the run once the metric is worse than this.
+      check_on_train_epoch_end: look at the ends of epochs (True) or after evaluations (False), whatever the name is.
+      verbose: say in a line what each look found.
+      log_rank_zero_only: say it on the first process only.
 
     Attributes:
       best: the best value so far.
@@ -49,6 +54,9 @@ class EarlyStopping(Callback):
         check_finite: bool = True,
         stopping_threshold: float | None = None,
         divergence_threshold: float | None = None,
+        check_on_train_epoch_end: bool | None = None,
+        verbose: bool = False,
+        log_rank_zero_only: bool = True,
     ) -> None:
         if mode not in ("min", "max"):
             raise ConfigurationError(f"EarlyStopping got mode={mode!r}; write mode='min' or mode='max'.")
@@ -64,6 +72,12 @@ class EarlyStopping(Callback):
         self.check_finite = check_finite
         self.stopping_threshold = stopping_threshold
         self.divergence_threshold = divergence_threshold
+        after_validation = (
+            monitor.startswith("val/") if check_on_train_epoch_end is None else not check_on_train_epoch_end
+        )
+        self.looks_after_validation = after_validation
+        self.verbose = verbose
+        self.log_rank_zero_only = log_rank_zero_only
         self._forget()
 
     def setup(self, run: Run, stage: Stage) -> None:
@@ -73,12 +87,12 @@ class EarlyStopping(Callback):
 
     def on_validation_end(self, run: Run) -> None:
         """Judges a metric of the evaluation."""
-        if self.monitor.startswith("val/") and run.stage == "fit" and not run.sanity_checking:
+        if self.looks_after_validation and run.stage == "fit" and not run.sanity_checking:
             self._look(run)
 
     def on_train_epoch_end(self, run: Run) -> None:
         """Judges a metric of the epoch."""
-        if not self.monitor.startswith("val/"):
+        if not self.looks_after_validation:
             self._look(run)
 
     def judge(self, value: float) -> str | None:
@@ -116,7 +130,13 @@ class EarlyStopping(Callback):
     def _look(self, run: Run) -> None:
         if (value := run.fresh(self.monitor, strict=self.strict, who="EarlyStopping")) is None:
             return
-        if reason := self.judge(value):
+        reason = self.judge(value)
+        if self.verbose and (jax.process_index() == 0 or not self.log_rank_zero_only):
+            found = reason or (
+                "the best so far" if self.wait == 0 else f"{self.best:.6g} was better, {self.wait} looks ago"
+            )
+            run.print(f"EarlyStopping: {self.monitor} = {value:.6g} at step {run.step}: {found}")
+        if reason:
             run.stop(f"early_stopping: {reason}")
 
     def _better(self, value: float, than: float, by: float = 0.0) -> bool:

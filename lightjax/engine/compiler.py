@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -15,11 +15,15 @@ import numpy as np
 class Compiler:
     """Compiles in a thread that lives from the first program to `close`.
 
+    Args:
+      options: of XLA, for every program.
+
     Attributes:
       compile_s: seconds the newest program took to compile.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, options: Mapping[str, str | bool]) -> None:
+        self._options = options
         self.compile_s = 0.0
         self._thread: ThreadPoolExecutor | None = None
 
@@ -37,7 +41,7 @@ class Compiler:
 
     def _compile(self, lowered: Any, options: dict[str, str | bool] | None) -> Callable[..., Any]:
         begun_s = time.perf_counter()
-        program = lowered.compile(compiler_options=options)
+        program = lowered.compile(compiler_options={**self._options, **(options or {})} or None)
         self.compile_s = time.perf_counter() - begun_s
         return program
 

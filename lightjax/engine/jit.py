@@ -36,6 +36,7 @@ class JitEngine:
       log_every_n_steps: length of the windows that training metrics are merged over.
       eval_batches_per_call: batches that one call evaluates at most.
       strict: raise where a step has to be compiled again, instead of warning.
+      deterministic: choose kernels that give the same bits every time.
       request: what the policy of states shall say.
     """
 
@@ -47,6 +48,7 @@ class JitEngine:
         log_every_n_steps: int = 50,
         eval_batches_per_call: int = 8,
         strict: bool = False,
+        deterministic: bool = False,
         request: PolicyRequest | None = None,
     ) -> None:
         self.task = task
@@ -57,7 +59,9 @@ class JitEngine:
         self.strict = strict
         self._traced: dict[str, Traced] = {}
         self._predict: Callable[..., Any] | None = None
-        self._compiler = Compiler()
+        # XLA on the CPU and on TPUs knows no other kernels.
+        self._options = {"xla_gpu_deterministic_ops": True} if deterministic and self.platform == "gpu" else {}
+        self._compiler = Compiler(self._options)
 
     @property
     def platform(self) -> str:
@@ -75,7 +79,8 @@ class JitEngine:
         with self.layout.scope():
             shardings = self.layout.state(jax.eval_shape(init, key, batch))
             placed = jax.device_put((key, batch), (self.layout.replicated, self.layout.batch(batch)))
-            return _own_buffers(jax.jit(init, out_shardings=shardings)(*placed))
+            init = jax.jit(init, out_shardings=shardings, compiler_options=self._options or None)
+            return _own_buffers(init(*placed))
 
     def abstract_state(self, key: jax.Array, batch: Any) -> Any:
         """Returns the shapes of the state that `init` makes, without making it."""
@@ -200,7 +205,9 @@ class JitEngine:
         """Runs the predict step on the one batch of a stretch; does not wait for it."""
         if self._predict is None:
             step = checked_predict_step(self.task)
-            self._predict = jax.jit(lambda state, steps: step(state, steps.batch(0)))
+            self._predict = jax.jit(
+                lambda state, steps: step(state, steps.batch(0)), compiler_options=self._options or None
+            )
         with self.layout.scope():
             return self._predict(state, jax.device_put(stretch.steps, self.layout.steps(stretch.steps)))
 

@@ -10,6 +10,7 @@ from lightjax.callbacks import Callback, ModelCheckpoint
 from lightjax.errors import ConfigurationError, MetricError
 from lightjax.loggers import Logger
 from lightjax.policy import Policy
+from lightjax.profiler.choice import profiler_conflict
 from lightjax.schedule import seconds
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def check_arguments(trainer: Trainer) -> None:
     for callback in trainer.callbacks:
         if not isinstance(callback, Callback):
             conflicts.append(f"callbacks holds {callback!r}, which is no lj.Callback: subclass it")
+    if conflict := profiler_conflict(trainer.profiler):
+        conflicts.append(conflict)
     for logger in trainer.loggers:
         if not isinstance(logger, Logger):
             conflicts.append(

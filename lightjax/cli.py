@@ -1,4 +1,4 @@
-"""The command line: `lightjax checkpoint ls|verify|show DIRECTORY`."""
+"""The command line: `lightjax checkpoint ls|verify|show DIRECTORY`, `lightjax report DIRECTORY...`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lightjax.checkpoint import Checkpoint, steps_in
 from lightjax.checkpoint.catalog import FOLDER
-from lightjax.errors import CheckpointError
+from lightjax.errors import CheckpointError, ConfigurationError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,13 +33,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):
         action = actions.add_parser(name, help=text, description=text)
         action.add_argument("directory", type=Path, help="of a run, of its checkpoints, or of one checkpoint")
-        action.set_defaults(run=function)
+        action.set_defaults(run=lambda chosen, function=function: function(chosen.directory))
+    report = commands.add_parser("report", help="draw one or several runs", description=draw_report.__doc__)
+    report.add_argument("directories", type=Path, nargs="+", metavar="directory", help="of a run; several are overlaid")
+    report.add_argument("-o", "--output", type=Path, help=".html, .png, .svg or .pdf; report.html when left out")
+    report.add_argument("--metrics", nargs="+", help="quantities (loss) or metrics (val/loss) to show; all by default")
+    report.set_defaults(run=lambda chosen: draw_report(chosen.directories, chosen.output, chosen.metrics))
     chosen = parser.parse_args(arguments)
     try:
-        return chosen.run(chosen.directory)
-    except CheckpointError as error:
+        return chosen.run(chosen)
+    except (CheckpointError, ConfigurationError, ModuleNotFoundError) as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def draw_report(directories: Sequence[Path], output: Path | None, metrics: Sequence[str] | None) -> int:
+    """Draws curves, speed, checkpoints and where the time went, of several runs in the same charts."""
+    from lightjax.report.record import read_record
+    from lightjax.report.writing import write
+
+    names = [directory.absolute().name for directory in directories]
+    unique = len(set(names)) == len(names)
+    records = [
+        read_record(directory, name if unique else str(directory))
+        for directory, name in zip(directories, names, strict=True)
+    ]
+    written = write(records, output or (directories[0] if len(directories) == 1 else Path()) / "report.html", metrics)
+    print(written)
+    return 0
 
 
 def list_checkpoints(directory: Path) -> int:

@@ -8,19 +8,30 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from lightjax.profiler.profiler import Profiler
 
 HISTORY_FILE = "history.jsonl"
 
 
 class Report(NamedTuple):
-    """Numbers that belong to one step."""
+    """Numbers that belong to one step.
+
+    Attributes:
+      step: the step.
+      epoch: its epoch.
+      values: metrics by name.
+      gauges: what the machine says beside them: for the sink alone.
+    """
 
     step: int
     epoch: int
     values: Mapping[str, Any]
+    gauges: Mapping[str, float] = MappingProxyType({})
 
 
 class Sink(Protocol):
@@ -46,15 +57,17 @@ class History:
     Args:
       sink: gets the scalars of every report.
       file: keeps the reports for a run that is resumed, one line of JSON each; None for nowhere.
+      profiler: notes how long reading and passing on take.
     """
 
-    def __init__(self, sink: Sink, file: Path | None = None) -> None:
+    def __init__(self, sink: Sink, file: Path | None = None, profiler: Profiler | None = None) -> None:
         self.rows: list[dict[str, Any]] = []
         self.latest: dict[str, Any] = {}
         self.reported_at: dict[str, int] = {}
         self.reports = 0
         self._sink = sink
         self._file = file
+        self._profiler = profiler or Profiler()
         self._unwritten: list[Report] = []
         self._promised: deque[tuple[int, Callable[[], Iterable[Report]]]] = deque()
 
@@ -74,7 +87,7 @@ class History:
         if self._file is not None and self._unwritten:
             lines = [
                 json.dumps([step, epoch, {name: np.asarray(value).tolist() for name, value in values.items()}])
-                for step, epoch, values in self._unwritten
+                for step, epoch, values, _ in self._unwritten
             ]
             with open(self._file, "ab", buffering=0) as file:
                 whole = file.tell()
@@ -107,17 +120,20 @@ class History:
             os.truncate(source, sum(map(len, kept)))
 
     def _read(self) -> None:
-        for report in self._promised.popleft()[1]():
+        with self._profiler.profile("device"):
+            reports = list(self._promised.popleft()[1]())
+        for report in reports:
             self._add(report)
 
     def _add(self, report: Report) -> None:
         self._keep(report)
         self._unwritten.append(report)
         scalars = {name: value for name, value in report.values.items() if isinstance(value, float)}
-        self._sink.log_metrics(report.step, {"epoch": report.epoch} | scalars)
+        with self._profiler.profile("logging"):
+            self._sink.log_metrics(report.step, {"epoch": report.epoch, **scalars, **report.gauges})
 
     def _keep(self, report: Report) -> None:
-        step, epoch, values = report
+        step, epoch, values, _ = report
         self.reports += 1
         if not (self.rows and self.rows[-1]["step"] == step and self.rows[-1]["epoch"] == epoch):
             self.rows.append({"step": step, "epoch": epoch})

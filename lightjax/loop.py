@@ -27,8 +27,9 @@ from lightjax.data.stretch import Cursor, Stretch
 from lightjax.engine.engine import Engine
 from lightjax.engine.in_flight import bound
 from lightjax.evaluation import Evaluation, trace
+from lightjax.gauges import Gauges
 from lightjax.interrupt import Interrupt
-from lightjax.metrics import numbers
+from lightjax.metrics import batch_size, numbers
 from lightjax.pace import Pace
 from lightjax.progress import Progress
 from lightjax.reports import totals_report, window_reports
@@ -72,6 +73,7 @@ class Loop:
         self.validated_s = schedule.begun_s
         self._at_call_end = [one for one in callbacks if one.overrides("on_call_end")]
         self._prepare()
+        self.gauges = Gauges(batch_size(data.train.first()))
         self.rows: Any = None
         self.in_flight: deque[Any] = deque()
 
@@ -100,8 +102,9 @@ class Loop:
         if run.trainer.enable_progress_bar:
             run.print = progress.print
         progress.start(step=run.step, max_steps=schedule.max_steps, max_epochs=schedule.max_epochs)
-        self.engine.compile_ahead("train", self.data.train.specs(self.pace.capacity))
-        self.evaluation.compile_ahead()
+        with run.profiler.profile("compilation"):
+            self.engine.compile_ahead("train", self.data.train.specs(self.pace.capacity))
+            self.evaluation.compile_ahead()
         if not self.pace.measuring:
             progress.print(str(self.pace))
         limit = schedule.end(run)
@@ -154,14 +157,17 @@ class Loop:
             begun_s = time.perf_counter()
             self._train(stretch)
             # What else is being compiled takes the processor from the steps: their times would mean nothing.
-            if not self.engine.compiling() and self.pace.observe(
-                begun_s, self.rows, self.run.step, self.engine.compile_s
-            ):
+            if self.engine.compiling():
+                continue
+            with self.run.profiler.profile("device"):
+                chosen = self.pace.observe(begun_s, self.rows, self.run.step, self.engine.compile_s)
+            if chosen:
                 self.progress.print(str(self.pace))
-                self.engine.compile_ahead("train", self.data.train.specs(self.pace.capacity))
+                with self.run.profiler.profile("compilation"):
+                    self.engine.compile_ahead("train", self.data.train.specs(self.pace.capacity))
         if not self.pace.measuring and self.run.stopped_by is None:
             with Prefetch(self._stretches(cursor), stop=self.interrupt.requested) as ahead:
-                for stretch in ahead:
+                for stretch in self.run.profiler.each("data", ahead):
                     self._train(stretch)
                     if self.run.stopped_by is not None:
                         break
@@ -176,29 +182,36 @@ class Loop:
         """Cuts the rest of the epoch at the looks."""
         step, batch, most = self.run.step, self.run.batch, self.pace.steps
         counted, group = self.schedule.batches_done(self.run), self.schedule.accumulation.at(self.run.epoch)
-        return stretches(
-            cursor,
-            lambda stretch, taken: self.engine.place_stretch("train", stretch, step + taken, batch + taken * group),
-            lambda taken: self.cadence.steps_to_next_look(step + taken, counted + taken * group, most, group),
-            self.pace.capacity,
-        )
+        profiler = self.run.profiler
+
+        def place(stretch: Stretch, taken: int) -> Stretch:
+            with profiler.profile("moving"):
+                return self.engine.place_stretch("train", stretch, step + taken, batch + taken * group)
+
+        def length(taken: int) -> int:
+            return self.cadence.steps_to_next_look(step + taken, counted + taken * group, most, group)
+
+        return profiler.each("reading", stretches(cursor, place, length, self.pace.capacity))
 
     def _train(self, stretch: Stretch) -> None:
         """Runs a stretch, promises its reports, and lets whoever looks at this step look."""
-        run, schedule = self.run, self.schedule
+        run, schedule, profiler = self.run, self.schedule, self.run.profiler
         call(self._at_batch_start(), "on_train_batch_start", run)
         if not self.engine.is_ready("train", stretch):
-            with self.progress.excluded():
+            with self.progress.excluded(), self.gauges.clock.excluded(), profiler.profile("compilation"):
                 self.engine.program("train", stretch)
-        with jax.transfer_guard("disallow"):
+        with profiler.call(run.step, stretch.count, self.rows), jax.transfer_guard("disallow"):
             state, run.totals, self.rows = self.engine.train(run.state, run.totals, stretch)
         steps = range(run.step + 1, run.step + stretch.count + 1)
         run.advance(state, stretch)
         if windows := window_reports(self.engine, self.rows, steps, run.epoch, schedule.log_every_n_steps):
-            run.history.promise(run.step, windows)
-        bound(self.in_flight, (self.rows, stretch.count - 1))
+            group = schedule.accumulation.at(run.epoch)
+            run.history.promise(run.step, self.gauges.beside(windows, run.step, group, self.rows))
+        with profiler.profile("device"):
+            bound(self.in_flight, (self.rows, stretch.count - 1))
         if self.progress.due():
-            self.progress.update(run.step, run.batch, shown(run.history.latest) | self._glance())
+            with profiler.profile("display"):
+                self.progress.update(run.step, run.batch, shown(run.history.latest) | self._glance())
         call(looking(self.callbacks, run.step), "on_train_batch_end", run)
         self._validate_within_epoch()
         call(self._at_call_end, "on_call_end", run)
@@ -250,7 +263,8 @@ class Loop:
     def _validate(self) -> None:
         """Evaluates the present state and promises the result."""
         if self.run.validates:
-            self.evaluation.run(self.run)
+            with self.gauges.clock.excluded(), self.run.profiler.profile("evaluation"):
+                self.evaluation.run(self.run)
         self.validated_s = time.monotonic()
 
     def _promise_epoch(self) -> None:

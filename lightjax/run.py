@@ -16,6 +16,7 @@ from lightjax.callbacks.callback import Stage, call, naming
 from lightjax.checkpoint.checkpoint import Checkpoint
 from lightjax.errors import ConfigurationError, MetricError, StepError
 from lightjax.history import HISTORY_FILE, History, Report
+from lightjax.profiler.profiler import Profiler
 from lightjax.progress.output import Output
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Run:
       totals: packed metrics since the last window and since the epoch began, on the device.
       history: the rows reported so far.
       logger: where metrics go.
+      profiler: notes where the time goes; `with run.profiler.profile("name")` names an action of a callback's.
       directory: the run's directory; None for a run without files.
       sanity_checking: whether an evaluation only tries a few batches before training.
       loader: name of the loader that is evaluated; "" where there is only one.
@@ -84,6 +86,7 @@ class Run:
         self.batch_spec: Any = None
         self.print: Callable[[str], None] = Output().write_line
         self.validates = False
+        self.profiler = Profiler()
         self.validated_at: int | None = None
         self.epochs_reported = 0
         self._engine = engine
@@ -219,6 +222,10 @@ class Run:
         Raises:
           ConfigurationError: the run has no checkpoints (`saves` is False).
         """
+        with self.profiler.profile("checkpoint"):
+            return self._save_checkpoint(to)
+
+    def _save_checkpoint(self, to: Checkpointer | None) -> Checkpoint:
         to = to or self._checkpointer
         if to is None:
             raise ConfigurationError(
@@ -302,7 +309,8 @@ class Run:
     def write_checkpoints(self) -> None:
         """Begins to write checkpoints that wait for their turn, if that has come."""
         if self._checkpointer is not None:
-            self._checkpointer.write_due()
+            with self.profiler.profile("checkpoint"):
+                self._checkpointer.write_due()
 
     def delete_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Deletes a checkpoint once a newer one is complete, unless a callback still keeps it."""

@@ -36,8 +36,11 @@ from lightjax.pace import Pace
 from lightjax.policy_request import PolicyRequest
 from lightjax.precision import Precision
 from lightjax.prediction import predict
+from lightjax.profiler.choice import make_profiler
+from lightjax.profiler.profiler import Profiler
 from lightjax.progress import Progress, make_progress
 from lightjax.progress.output import Output
+from lightjax.report.record import Life, add_life
 from lightjax.requeue import requeue_slurm_job
 from lightjax.result import FitResult
 from lightjax.run import Run
@@ -85,6 +88,9 @@ class Trainer:
       logger: True for CSV and TensorBoard files, False for none, or one or several loggers.
       log_every_n_steps: training metrics are reported every n steps, merged over those steps, and at the end of each
         epoch.
+      profiler: "simple" prints at the end where the time went and what helps; "advanced" adds the heaviest Python
+        functions of each action, "jax" a trace of some steps with the heaviest operations, "memory" what lies in the
+        devices' memory; or a `lightjax.profiler.Profiler`.
       check_val_every_n_epoch: epochs between evaluations. None counts the batches of `val_check_interval` through all
         epochs instead of anew in each.
       val_check_interval: evaluate within an epoch, too: every so many batches, or after every such fraction of it; or,
@@ -157,6 +163,7 @@ class Trainer:
         callbacks: Callback | Sequence[Callback] | None = None,
         logger: bool | Logger | Sequence[Logger] | None = True,
         log_every_n_steps: int = 50,
+        profiler: str | Profiler | None = None,
         check_val_every_n_epoch: int | None = 1,
         val_check_interval: int | float | str | timedelta | dict[str, int] | None = None,
         num_sanity_val_steps: int = 0,
@@ -220,6 +227,7 @@ class Trainer:
             accumulate_grad_batches = schedulers[0].scheduling
         self.accumulate_grad_batches = accumulate_grad_batches
         self.log_every_n_steps = log_every_n_steps
+        self.profiler: Any = profiler
         self.check_val_every_n_epoch = check_val_every_n_epoch
         self.num_sanity_val_steps = num_sanity_val_steps
         self.overfit_batches = overfit_batches
@@ -237,6 +245,7 @@ class Trainer:
         self.default_root_dir = default_root_dir
         self.enable_checkpointing = enable_checkpointing
         check_arguments(self)
+        self.profiler = make_profiler(profiler)
         if fast_dev_run:
             rehearse(self, int(fast_dev_run))
         if barebones:
@@ -358,17 +367,23 @@ class Trainer:
             else:
                 self.directory = create_run_directory(self.default_root_dir)
         logger = LoggerCollection(self.loggers)
-        history = History(logger, self.directory / HISTORY_FILE if self.directory and keeper else None)
+        profiler = self.profiler
+        history = History(logger, self.directory / HISTORY_FILE if self.directory and keeper else None, profiler)
 
         def before_write() -> None:
             history.write()
             logger.flush()
+
+        def closed(action: str, close: Callable[[], None]) -> None:
+            with profiler.profile(action):
+                close()
 
         checkpointer = None
         if self.directory and keeper:
             checkpointer = Checkpointer(self.directory / FOLDER, before_write, self.on_save_error)
         progress = make_progress(self.enable_progress_bar)
         run = Run(self, engine, state, history, logger, checkpointer, self.directory)
+        run.profiler = profiler
         run.totals = engine.train_totals()
         run.estimated_steps = self._estimated_steps
         run.batch_spec = _tree.abstract(data.train.first())
@@ -383,17 +398,21 @@ class Trainer:
             data.train.resume(run.epoch, run.batch, run.place, output.write_line, interrupt.requested)
         with ExitStack() as closing:
             # Each is closed whatever the others raise: the display first, the loggers after the checkpoints.
-            closing.callback(logger.finish)
+            profiler.start(self.directory)
+            closing.callback(profiler.finish)
+            closing.callback(closed, "logging", logger.finish)
             if checkpointer is not None:
-                closing.callback(checkpointer.close)
+                closing.callback(closed, "checkpoint", checkpointer.close)
             closing.callback(engine.close)
             closing.callback(progress.close)
             try:
                 # The first program compiles while the loggers start.
-                engine.compile_ahead("train", data.train.specs(pace.capacity)[:1])
-                if self.directory is not None:
-                    logger.start(self.directory, resumed_at=run.step if checkpoint is not None else None)
-                logger.log_hyperparams(self.hyperparameters)
+                with profiler.profile("compilation"):
+                    engine.compile_ahead("train", data.train.specs(pace.capacity)[:1])
+                with profiler.profile("logging"):
+                    if self.directory is not None:
+                        logger.start(self.directory, resumed_at=run.step if checkpoint is not None else None)
+                    logger.log_hyperparams(self.hyperparameters)
                 loop = Loop(run, engine, data, schedule, pace, self.callbacks, progress, interrupt)
                 stopped_by = loop.fit(about)
             except BaseException as error:
@@ -402,6 +421,11 @@ class Trainer:
             call(self.callbacks, "teardown", run, "fit")
         self._state = run.state
         self._checkpoints = keeper.checkpoints if keeper is not None else Checkpoints()
+        times = profiler.times()
+        if self.directory is not None:
+            add_life(self.directory, Life(stopped_by, run.step, times))
+        if report := profiler.report():
+            output.write_line(report)
         if self.directory is not None:
             output.write_line(f"stopped by {stopped_by} at step {run.step}; run directory: {self.directory}")
         if self.requeue and stopped_by == "preempted" and (line := requeue_slurm_job()):
@@ -413,6 +437,7 @@ class Trainer:
             checkpoint=self._checkpoints,
             stopped_by=stopped_by,
             directory=self.directory,
+            times=times,
         )
 
     def _schedule(self, epoch_batches: int | None) -> Schedule:

@@ -170,9 +170,10 @@ def call(callbacks: Sequence[Callback], hook: str, run: Run, *arguments: Any) ->
 
 @contextmanager
 def naming(callback: Callback, hook: str, run: Run) -> Iterator[None]:
-    """Names the callback and the hook in an error that it raises."""
+    """Names the callback and the hook in an error that it raises, and counts its time as the callback's."""
     try:
-        yield
+        with run.profiler.profile(f"callback {type(callback).__name__}"):
+            yield
     except Exception as error:
         note = f"This happened in {type(callback).__name__}.{hook}, at step {run.step} of epoch {run.epoch}."
         # A hook that saves calls the hooks of saving: the innermost is the one that raised.

@@ -176,7 +176,7 @@ def remove_unfinished(directory: Path) -> None:
 def _check_writable(directory: Path) -> None:
     """Raises where nothing can be made in a directory: orbax's threads would wait for theirs for minutes."""
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".writable"):
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".writable.orbax-checkpoint-tmp"):
         pass
 
 

@@ -82,6 +82,7 @@ def test_the_hooks_of_a_resumed_run_begin_with_what_was_kept(tmp_path):
     def fit(max_epochs, recorder):
         keeper = lj.ModelCheckpoint()
         arguments = dict(enable_checkpointing=True, default_root_dir=tmp_path, resume="auto", num_sanity_val_steps=2)
+        arguments["steps_per_call"] = 1
         quiet(max_epochs=max_epochs, callbacks=[recorder, keeper], **arguments).fit(linear_task(), loader(), loader())
 
     fit(1, Recorder(None))
@@ -89,7 +90,7 @@ def test_the_hooks_of_a_resumed_run_begin_with_what_was_kept(tmp_path):
     without_batches = [name for name in VALIDATION]
     assert recorder.calls == [
         "setup", "load_checkpoint", "load_state_dict", "fit_start", "train_start",
-        "train_epoch_start", "call_end", *without_batches, "train_epoch_end", "save_checkpoint",
+        "train_epoch_start", *["call_end"] * 2, *without_batches, "train_epoch_end", "save_checkpoint",
         "train_end", "fit_end", "save_checkpoint", "teardown",
     ]  # fmt: skip
 

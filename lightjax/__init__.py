@@ -25,6 +25,7 @@ from lightjax.checkpoint import Checkpoint, Checkpointer, Checkpoints, LoadRepor
 from lightjax.classification import ConfusionMatrix, F1Score, Perplexity, PrecisionScore, RecallScore, TopKAccuracy
 from lightjax.data.array_loader import ArrayLoader
 from lightjax.data.combined_loader import CombinedLoader
+from lightjax.data.module import DataModule
 from lightjax.errors import (
     CheckpointError,
     ConfigurationError,
@@ -66,6 +67,7 @@ __all__ = [
     "ConfigurationError",
     "ConfusionMatrix",
     "DataError",
+    "DataModule",
     "DeviceStatsMonitor",
     "EarlyStopping",
     "F1Score",

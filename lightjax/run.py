@@ -14,6 +14,7 @@ import numpy as np
 from lightjax import _tree
 from lightjax.callbacks.callback import Stage, call, naming
 from lightjax.checkpoint.checkpoint import Checkpoint
+from lightjax.data.module import state_of
 from lightjax.errors import ConfigurationError, MetricError, StepError
 from lightjax.history import HISTORY_FILE, History, Report
 from lightjax.profiler.profiler import Profiler
@@ -53,6 +54,7 @@ class Run:
       eval_batch: batches of this loader done.
       estimated_steps: optimizer steps of a whole run, None where nobody knows.
       batch_spec: shapes of a training batch.
+      datamodule: the data module; None for loaders.
       print: writes a line for people, beside the progress bar.
     """
 
@@ -84,6 +86,7 @@ class Run:
         self.eval_batch = 0
         self.estimated_steps: int | None = None
         self.batch_spec: Any = None
+        self.datamodule: Any = None
         self.print: Callable[[str], None] = Output().write_line
         self.validates = False
         self.profiler = Profiler()
@@ -252,6 +255,7 @@ class Run:
                 },
                 "reported": self._engine.metric_names("train"),
                 "callbacks": [[type(one).__name__, one.state_dict()] for one in self.trainer.callbacks],
+                "datamodule": state_of(self.datamodule),
                 "arguments": self.trainer.described,
             },
         )

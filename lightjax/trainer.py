@@ -21,6 +21,7 @@ from lightjax.checkpoint.catalog import FOLDER, is_newest
 from lightjax.checks import check_arguments, check_monitored
 from lightjax.compilation_cache import compilation_cache_in
 from lightjax.data.grouped import Accumulation, joined_spec
+from lightjax.data.module import in_use
 from lightjax.data.stage import FitData, Loaders, fit_data, stage_data
 from lightjax.engine.engine import Engine
 from lightjax.engine.jit import JitEngine
@@ -309,6 +310,19 @@ class Trainer:
                 "fit was called on a Trainer with neither max_epochs nor max_steps nor max_time, so the run would "
                 "never end; write lj.Trainer(max_epochs=10) or lj.Trainer(max_steps=1000)."
             )
+        with in_use(datamodule, self, "fit"):
+            return self._fit(task, train_data, val_data, datamodule, state, resume)
+
+    def _fit(
+        self,
+        task: TaskLike,
+        train_data: Any,
+        val_data: Any,
+        datamodule: Any,
+        state: Any,
+        resume: str | os.PathLike[str] | None,
+    ) -> FitResult[Any]:
+        """Finds out what is to run, checks it, and runs it."""
         keeper = next((one for one in self.callbacks if isinstance(one, ModelCheckpoint)), None)
         self.directory, self._run_under_way = None, None
         checkpoint = checkpoint_to_resume(self.resume if resume is None else resume, self._root(), given=state)
@@ -324,6 +338,7 @@ class Trainer:
             overfit_batches=self.overfit_batches,
             reload_every_n_epochs=every,
             accumulation=self._accumulation,
+            kept=None if checkpoint is None else checkpoint.about().get("datamodule"),
         )
         self._estimated_steps = self._steps_of(data.train.batches)
         cache = compilation_cache_in(self._cache_directory(has_files=keeper is not None or bool(self.loggers)))
@@ -386,6 +401,7 @@ class Trainer:
         run.profiler = profiler
         run.totals = engine.train_totals()
         run.estimated_steps = self._estimated_steps
+        run.datamodule = data.datamodule
         run.batch_spec = _tree.abstract(data.train.first())
         self._run_under_way = run
         about = None
@@ -480,11 +496,13 @@ class Trainer:
         Returns:
           Python floats by name, prefixed "val/"; waits for the device.
         """
-        return self._evaluate("val", task, data, state, datamodule)
+        with in_use(datamodule, self, "validate"):
+            return self._evaluate("val", task, data, state, datamodule)
 
     def test(self, task: TaskLike, data: Any = None, *, state: Any = None, datamodule: Any = None) -> dict[str, Any]:
         """Evaluates a state on test data: as `validate`, with names prefixed "test/"."""
-        return self._evaluate("test", task, data, state, datamodule)
+        with in_use(datamodule, self, "test"):
+            return self._evaluate("test", task, data, state, datamodule)
 
     def predict(
         self,
@@ -509,6 +527,10 @@ class Trainer:
           The outputs of all batches joined along their first axis, numpy arrays in the order of the data (a dict of
           them for a dict of loaders); waits for the device.
         """
+        with in_use(datamodule, self, "predict"):
+            return self._predict(task, data, state, datamodule, return_predictions)
+
+    def _predict(self, task: TaskLike, data: Any, state: Any, datamodule: Any, return_predictions: bool) -> Any:
         loaders = stage_data("predict", data, datamodule, self.limits["predict"])
         engine = self._engine_for(task)
         state = self._state_to_evaluate(engine, state, loaders)

@@ -29,12 +29,14 @@ class FitData:
       val: the validation data by loader; one without a name has the name "". Empty for none.
       make: makes both anew from the data module; None where they stay.
       every_n_epochs: how often they are made anew.
+      datamodule: the data module; None for loaders.
     """
 
     train: Source
     val: Loaders
     make: Callable[[], tuple[Source, Loaders]] | None = None
     every_n_epochs: int = 0
+    datamodule: Any = None
 
     def renew(self, epoch: int) -> bool:
         """Makes the loaders anew if it is time; says whether it did."""
@@ -53,6 +55,7 @@ def fit_data(
     overfit_batches: int | float = 0,
     reload_every_n_epochs: int = 0,
     accumulation: Accumulation | None = None,
+    kept: Any = None,
 ) -> FitData:
     """Returns the training data and the validation data.
 
@@ -64,6 +67,7 @@ def fit_data(
       overfit_batches: keep so many batches of the training data, the same in every epoch; 0 for all.
       reload_every_n_epochs: how often the data module makes its loaders anew; 0 for never.
       accumulation: how many batches of the training data make a step; one when None.
+      kept: what the data module's `state_dict` returned in the run that is resumed; None without one.
 
     Raises:
       ConfigurationError: loaders and a data module were given, or no training data.
@@ -72,7 +76,7 @@ def fit_data(
     if datamodule is not None:
         if train_data is not None or val_data is not None:
             raise ConfigurationError("fit got both loaders and a datamodule; pass one or the other.")
-        set_up(datamodule, "fit")
+        set_up(datamodule, "fit", kept)
     elif reload_every_n_epochs:
         raise ConfigurationError(
             f"reload_dataloaders_every_n_epochs={reload_every_n_epochs} was asked for, but fit got loaders, which "
@@ -94,7 +98,8 @@ def fit_data(
             source = Grouped(source, accumulation)
         return source, loaders_of(val, "val_data", limits["val"])
 
-    return FitData(*make(), make=make if reload_every_n_epochs else None, every_n_epochs=reload_every_n_epochs)
+    again = make if reload_every_n_epochs else None
+    return FitData(*make(), make=again, every_n_epochs=reload_every_n_epochs, datamodule=datamodule)
 
 
 def stage_data(stage: Literal["val", "test", "predict"], data: Any, datamodule: Any, limit: Limit) -> Loaders:

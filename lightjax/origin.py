@@ -94,7 +94,7 @@ def state_to_evaluate(
                 "No state was given and this Trainer has not trained one; pass state=result.state, or the "
                 "directory of a checkpoint."
             )
-    if isinstance(given, Checkpoint):
+    if isinstance(given, Checkpoint) and given.like is not None:
         return engine.place_state(engine.request.apply(given.restore()))
     if isinstance(given, str | os.PathLike):
         return engine.place_state(Checkpoint.open(given).restore(engine.abstract_state(key, data.first())))

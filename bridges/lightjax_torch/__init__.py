@@ -1,5 +1,16 @@
 """lightjax_torch: PyTorch programs in the lightjax trainer."""
 
 from lightjax_torch.arrays import ConversionError, to_jax, to_torch
+from lightjax_torch.errors import CaptureError, UnsupportedOperatorError
+from lightjax_torch.function import jax_function
+from lightjax_torch.lowering import register_lowering
 
-__all__ = ["ConversionError", "to_jax", "to_torch"]
+__all__ = [
+    "CaptureError",
+    "ConversionError",
+    "UnsupportedOperatorError",
+    "jax_function",
+    "register_lowering",
+    "to_jax",
+    "to_torch",
+]

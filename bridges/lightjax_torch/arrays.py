@@ -46,6 +46,30 @@ _FROM_NUMPY = {np.dtype(there): here for here, there in _NATIVE.items()}
 _FROM_NUMPY |= {np.dtype(there): here for here, (there, _) in _AS_BITS.items()}
 
 
+def jax_dtype(dtype: torch.dtype) -> Any:
+    """Returns the dtype that values of a torch dtype have in JAX: 64 bits only while `jax_enable_x64` is on.
+
+    Raises:
+      ConversionError: JAX has no such dtype.
+    """
+    there = _NATIVE.get(dtype) or _AS_BITS.get(dtype, (None,))[0]
+    if there is None:
+        raise ConversionError(f"{dtype} has no counterpart in JAX; convert such tensors, tensor.to(torch.float32)")
+    return jax.dtypes.canonicalize_dtype(there)
+
+
+def torch_dtype(dtype: Any) -> torch.dtype:
+    """Returns the torch dtype of a JAX or numpy one.
+
+    Raises:
+      ConversionError: torch has no such dtype.
+    """
+    found = _FROM_NUMPY.get(np.dtype(dtype))
+    if found is None:
+        raise ConversionError(f"{dtype} has no counterpart in torch; convert such arrays, array.astype(jnp.float32)")
+    return found
+
+
 class ConversionError(LightjaxError, ValueError):
     """A leaf has no exact counterpart on the other side; the message names its path."""
 
@@ -104,6 +128,15 @@ def to_torch(tree: Any) -> Any:
       [tensor([0, 1, 2], dtype=torch.int32), tensor(0.5000)]
     """
     return _map_leaves(_leaf_to_torch, tree, ())
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """Copies one tensor to a numpy array of the dtype that it has in JAX; works while JAX traces, too.
+
+    Raises:
+      ConversionError: as for `to_jax`.
+    """
+    return _narrowed(_tensor_to_numpy(tensor, "<constant>"), "<constant>")
 
 
 def _map_leaves(convert: Callable[[Any, str], Any], tree: Any, path: tuple[Any, ...]) -> Any:

@@ -1,0 +1,299 @@
+"""Reading and writing at places given by tensors.
+
+What torch refuses at run time, an index outside of its tensor, cannot stop a compiled step: such a read gives NaN (the
+smallest whole number for whole numbers), such a write is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lightjax_torch.lowering.table import aten, is_inexact, lower_all, lowers
+
+
+@lowers(aten.embedding.default)
+def embedding(weight: jax.Array, indices: jax.Array, *_: Any, **__: Any) -> jax.Array:
+    """Rows of a table."""
+    return jnp.take(weight, indices, axis=0)
+
+
+@lowers(aten.embedding_dense_backward.default)
+def embedding_backward(
+    g: jax.Array, indices: jax.Array, num_weights: int, padding_idx: int = -1, scale_by_freq: bool = False
+) -> jax.Array:
+    """Adds the gradients of rows up, those of the padding left out."""
+    rows = g.reshape(-1, g.shape[-1])
+    flat = indices.reshape(-1)
+    if scale_by_freq:
+        rows = rows / jnp.zeros(num_weights, g.dtype).at[flat].add(1)[flat][:, None]
+    rows = jnp.where((flat == padding_idx)[:, None], 0, rows) if padding_idx >= 0 else rows
+    return jnp.zeros((num_weights, g.shape[-1]), g.dtype).at[flat].add(rows)
+
+
+@lowers(aten.embedding_renorm.default)
+def embedding_renorm(weight: jax.Array, indices: jax.Array, max_norm: float, norm_type: float) -> jax.Array:
+    """Shortens the rows that are looked up to a largest norm."""
+    norms = jnp.linalg.norm(weight, norm_type, axis=-1, keepdims=True)
+    scale = jnp.where(norms > max_norm, max_norm / (norms + 1e-7), 1.0).astype(weight.dtype)
+    used = jnp.zeros(weight.shape[0], bool).at[indices.ravel()].set(True)[:, None]
+    return jnp.where(used, weight * scale, weight)
+
+
+@lowers(aten._embedding_bag.default, aten._embedding_bag_forward_only.default)
+def embedding_bag(
+    weight: jax.Array,
+    indices: jax.Array,
+    offsets: jax.Array,
+    scale_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: Any = None,
+    include_last_offset: bool = False,
+    padding_idx: int = -1,
+) -> tuple[jax.Array, ...]:
+    """Sums (0), means (1) or maxima (2) of bags of rows."""
+    bags = offsets.shape[0] - include_last_offset
+    bag = jnp.searchsorted(offsets, jnp.arange(indices.shape[0]), side="right") - 1
+    rows = jnp.take(weight, indices, axis=0)
+    counted = (indices != padding_idx)[:, None]
+    counts = jax.ops.segment_sum(counted[:, 0].astype(weight.dtype), bag, bags)
+    if mode == 2:
+        largest = jax.ops.segment_max(jnp.where(counted, rows, -jnp.inf), bag, bags)
+        found = jnp.where(counts[:, None] > 0, largest, 0)
+        is_largest = counted & (rows == largest[bag])
+        first = jax.ops.segment_min(
+            jnp.where(is_largest, jnp.arange(rows.shape[0])[:, None], rows.shape[0]), bag, bags
+        ).clip(0, rows.shape[0] - 1)
+        largest_indices = jnp.where(counts[:, None] > 0, indices[first], -1)
+    else:
+        rows = rows if per_sample_weights is None else rows * per_sample_weights[:, None]
+        found = jax.ops.segment_sum(jnp.where(counted, rows, 0), bag, bags)
+        found = found / jnp.maximum(counts, 1)[:, None] if mode == 1 else found
+        largest_indices = counts
+    return found, bag, counts, largest_indices
+
+
+@lowers(aten._embedding_bag_dense_backward.default)
+def embedding_bag_backward(
+    g: jax.Array,
+    indices: jax.Array,
+    bag: jax.Array,
+    counts: jax.Array,
+    largest_indices: jax.Array,
+    num_weights: int,
+    scale_by_freq: bool,
+    mode: int,
+    per_sample_weights: Any,
+    padding_idx: int = -1,
+) -> jax.Array:
+    """Spreads the gradient of bags over the rows they are made of."""
+    if scale_by_freq:
+        raise NotImplementedError("bags scaled by frequency")
+    table = jnp.zeros((num_weights, g.shape[-1]), g.dtype)
+    if mode == 2:
+        columns = jnp.broadcast_to(jnp.arange(g.shape[-1]), g.shape)
+        rows = jnp.where(largest_indices < 0, num_weights, largest_indices)
+        return table.at[rows, columns].add(g, mode="drop")
+    if mode == 1:
+        g = g / jnp.maximum(counts, 1)[:, None].astype(g.dtype)
+    rows = g[bag] if per_sample_weights is None else g[bag] * per_sample_weights[:, None]
+    return table.at[indices].add(jnp.where((indices != padding_idx)[:, None], rows, 0))
+
+
+@lowers(aten._embedding_bag_backward.default)
+def embedding_bag_any_backward(
+    g: jax.Array,
+    indices: jax.Array,
+    offsets: jax.Array,
+    bag: jax.Array,
+    counts: jax.Array,
+    largest_indices: jax.Array,
+    num_weights: int,
+    scale_by_freq: bool,
+    mode: int,
+    sparse: bool,
+    per_sample_weights: Any,
+    padding_idx: int = -1,
+) -> jax.Array:
+    """The same, asked for in another order; a sparse gradient is dense here."""
+    options = (num_weights, scale_by_freq, mode, per_sample_weights, padding_idx)
+    return embedding_bag_backward(g, indices, bag, counts, largest_indices, *options)
+
+
+@lowers(aten._embedding_bag_per_sample_weights_backward.default)
+def embedding_bag_weights_backward(
+    g: jax.Array,
+    weight: jax.Array,
+    indices: jax.Array,
+    offsets: jax.Array,
+    bag: jax.Array,
+    mode: int,
+    padding_idx: int = -1,
+) -> jax.Array:
+    """The gradient of the weights of the rows of bags."""
+    found = jnp.sum(g[bag] * jnp.take(weight, indices, axis=0), -1)
+    return jnp.where(indices != padding_idx, found, 0)
+
+
+def _places(indices: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(slice(None) if index is None else index for index in indices)
+
+
+@lowers(aten.index.Tensor, aten._unsafe_index.Tensor)
+def index(x: jax.Array, indices: Sequence[Any]) -> jax.Array:
+    """Advanced indexing."""
+    return x.at[_places(indices)].get(mode="fill", fill_value=jnp.nan if is_inexact(x) else None)
+
+
+@lowers(aten._unsafe_masked_index.default)
+def masked_index(x: jax.Array, mask: jax.Array, indices: Sequence[Any], fill: Any) -> jax.Array:
+    """Advanced indexing where the mask holds, a value elsewhere."""
+    inside = [None if one is None else jnp.clip(one, 0, x.shape[d] - 1) for d, one in enumerate(indices)]
+    return jnp.where(mask, x[_places(inside)], jnp.asarray(fill, x.dtype))
+
+
+@lowers(aten._unsafe_masked_index_put_accumulate.default)
+def masked_index_put(x: jax.Array, mask: jax.Array, indices: Sequence[Any], values: jax.Array) -> jax.Array:
+    """Adds values at the places where the mask holds."""
+    inside = [None if one is None else jnp.clip(one, 0, x.shape[d] - 1) for d, one in enumerate(indices)]
+    return x.at[_places(inside)].add(jnp.where(mask, values, 0).astype(x.dtype))
+
+
+@lowers(aten.index_put.default, aten._unsafe_index_put.default)
+def index_put(x: jax.Array, indices: Sequence[Any], values: jax.Array, accumulate: bool = False) -> jax.Array:
+    """X with values written, or added, at places; a mask needs a value that fits everywhere."""
+    values = values.astype(x.dtype)
+    masks = [place for place, one in enumerate(indices) if one is not None and one.dtype == jnp.bool_]
+    if masks:
+        (place,) = masks
+        mask = indices[place]
+        if len([one for one in indices if one is not None]) > 1 or values.size != 1:
+            raise NotImplementedError("x[mask] = values writes as many values as the mask has true elements")
+        mask = mask.reshape((1,) * place + mask.shape + (1,) * (x.ndim - place - mask.ndim))
+        value = values.reshape(())
+        return jnp.where(mask, x + value if accumulate else value, x)
+    at = x.at[_places(indices)]
+    return at.add(values) if accumulate else at.set(values)
+
+
+def _rows(index: jax.Array, dim: int) -> tuple[Any, ...]:
+    """Returns places for every element of `index`: its own along other dimensions, the index along `dim`."""
+    grid = list(jnp.indices(index.shape, sparse=True))
+    grid[dim % index.ndim] = index
+    return tuple(grid)
+
+
+def _matching(source: jax.Array, index: jax.Array) -> jax.Array:
+    return source[tuple(slice(0, n) for n in index.shape)]
+
+
+@lowers(aten.gather.default)
+def gather(x: jax.Array, dim: int, index: jax.Array, sparse_grad: bool = False) -> jax.Array:
+    """One element of x for every element of the index."""
+    if not x.ndim:
+        return jnp.broadcast_to(x, index.shape)
+    if not index.ndim:
+        index = index[None]
+        return x.at[_rows(index, dim)].get(mode="fill", fill_value=jnp.nan if is_inexact(x) else None)[0]
+    return x.at[_rows(index, dim)].get(mode="fill", fill_value=jnp.nan if is_inexact(x) else None)
+
+
+@lowers(aten.scatter.src, aten.scatter.value)
+def scatter(x: jax.Array, dim: int, index: jax.Array, source: Any) -> jax.Array:
+    """X with elements replaced."""
+    if not x.ndim:
+        return jnp.broadcast_to(jnp.asarray(source, x.dtype), x.shape)
+    source = _matching(source, index) if hasattr(source, "shape") and source.shape else source
+    return x.at[_rows(index, dim)].set(jnp.asarray(source, x.dtype))
+
+
+@lowers(aten.scatter_add.default)
+def scatter_add(x: jax.Array, dim: int, index: jax.Array, source: jax.Array) -> jax.Array:
+    """X with elements added."""
+    if not x.ndim:
+        return x + source.reshape(())
+    return x.at[_rows(index, dim)].add(_matching(source, index).astype(x.dtype))
+
+
+@lowers(aten.scatter.reduce, aten.scatter.value_reduce)
+def scatter_with(x: jax.Array, dim: int, index: jax.Array, source: Any, *, reduce: str) -> jax.Array:
+    """X with elements added or multiplied in."""
+    source = _matching(source, index) if hasattr(source, "shape") and source.shape else source
+    at = x.at[_rows(index, dim)]
+    return at.add(source) if reduce == "add" else at.multiply(source)
+
+
+@lowers(aten.scatter_reduce.two)
+def scatter_reduce(
+    x: jax.Array, dim: int, index: jax.Array, source: jax.Array, reduce: str, include_self: bool = True
+) -> jax.Array:
+    """X with elements reduced into it."""
+    places, source = _rows(index, dim), _matching(source, index).astype(x.dtype)
+    lowest, highest = (-jnp.inf, jnp.inf) if is_inexact(x) else (jnp.iinfo(x.dtype).min, jnp.iinfo(x.dtype).max)
+    if not include_self:
+        touched = jnp.zeros(x.shape, bool).at[places].set(True)
+        neutral = {"sum": 0, "mean": 0, "prod": 1, "amax": lowest, "amin": highest}[reduce]
+        x = jnp.where(touched, jnp.asarray(neutral, x.dtype), x)
+    at = x.at[places]
+    if reduce in ("sum", "mean"):
+        total = at.add(source)
+        if reduce == "sum":
+            return total
+        count = jnp.full(x.shape, int(include_self), jnp.int32).at[places].add(1)
+        count = jnp.maximum(count, 1)
+        return total / count.astype(x.dtype) if is_inexact(x) else total // count
+    return {"prod": at.multiply, "amax": at.max, "amin": at.min}[reduce](source)
+
+
+def _along(x: jax.Array, dim: int, places: Any) -> tuple[Any, ...]:
+    found: list[Any] = [slice(None)] * x.ndim
+    found[dim] = places
+    return tuple(found)
+
+
+lower_all(
+    {
+        aten.index_select.default: lambda x, dim, index: jnp.take(x, index, axis=dim) if x.ndim else x,
+        aten.index_add.default: lambda x, dim, index, source, alpha=1: x.at[_along(x, dim, index)].add(source * alpha),
+        aten.index_copy.default: lambda x, dim, index, source: x.at[_along(x, dim, index)].set(source),
+        aten.index_fill.int_Scalar: lambda x, dim, index, value: x.at[_along(x, dim, index)].set(value),
+        aten.index_fill.int_Tensor: lambda x, dim, index, value: x.at[_along(x, dim, index)].set(value),
+        aten.masked_fill: lambda x, mask, value: jnp.where(mask, jnp.asarray(value, x.dtype), x),
+        aten.bucketize.Tensor: lambda x, bounds, out_int32=False, right=False: jnp.searchsorted(
+            bounds, x, side="right" if right else "left"
+        ),
+        aten.take.default: lambda x, index: jnp.take(x.ravel(), index),
+    }
+)
+
+
+@lowers(aten.masked_scatter.default)
+def masked_scatter(x: jax.Array, mask: jax.Array, source: jax.Array) -> jax.Array:
+    """X with the places of the mask filled from `source`, in order."""
+    mask = jnp.broadcast_to(mask, x.shape)
+    order = jnp.cumsum(mask.ravel()) - 1
+    return jnp.where(mask, jnp.take(source.ravel(), order, mode="clip").reshape(x.shape), x)
+
+
+@lowers(aten.searchsorted.Tensor)
+def searchsorted(
+    bounds: jax.Array,
+    values: jax.Array,
+    out_int32: bool = False,
+    right: bool = False,
+    side: Any = None,
+    sorter: Any = None,
+) -> jax.Array:
+    """Where values belong in sorted rows."""
+    if sorter is not None:
+        bounds = jnp.take_along_axis(bounds, sorter, -1)
+    search = lambda row, wanted: jnp.searchsorted(row, wanted, side="right" if right else side or "left")  # noqa: E731
+    if bounds.ndim == 1:
+        return search(bounds, values)
+    for _ in range(bounds.ndim - 1):
+        search = jax.vmap(search)
+    return search(bounds, values)

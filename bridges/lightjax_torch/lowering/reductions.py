@@ -1,0 +1,169 @@
+"""Sums, extremes, norms, running sums, sorting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lightjax_torch.lowering.table import aten, axes, dtype_or, floating, is_inexact, lower_all, lowers
+
+
+@lowers(aten.sum.dim_IntList, aten.sum.default)
+def total(x: jax.Array, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> jax.Array:
+    """Sums; whole numbers in the widest dtype."""
+    x = x.astype(dtype_or(dtype, jnp.result_type(x) if is_inexact(x) else jnp.int_))
+    return jnp.sum(x, axes(dim, x.ndim), keepdims=keepdim)
+
+
+@lowers(aten.mean.dim, aten.mean.default)
+def mean(x: jax.Array, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> jax.Array:
+    """Means."""
+    return jnp.mean(x.astype(dtype_or(dtype, x.dtype)), axes(dim, x.ndim), keepdims=keepdim)
+
+
+@lowers(aten.var.correction)
+def variance(x: jax.Array, dim: Any = None, *, correction: Any = 1, keepdim: bool = False) -> jax.Array:
+    """The variance; NaN where the correction leaves no degree of freedom."""
+    dims = axes(dim, x.ndim)
+    freedom = math.prod(x.shape[d] for d in dims) - (1 if correction is None else correction)
+    squares = jnp.square(jnp.abs(x - x.mean(dims, keepdims=True)))
+    return jnp.sum(squares, dims, keepdims=keepdim) / (freedom if freedom > 0 else jnp.zeros((), squares.dtype))
+
+
+@lowers(aten.var_mean.correction)
+def variance_and_mean(x: jax.Array, dim: Any = None, *, correction: Any = 1, keepdim: bool = False) -> Any:
+    """The variance and the mean."""
+    found = variance(x, dim, correction=correction, keepdim=keepdim)
+    return found, jnp.mean(x, axes(dim, x.ndim), keepdims=keepdim)
+
+
+def _extreme(reduce: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    return lambda x, dim=None, keepdim=False: reduce(x, axis=axes(dim, x.ndim), keepdims=keepdim)
+
+
+def _extreme_and_place(find: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    def rule(x: jax.Array, dim: int, keepdim: bool = False) -> tuple[jax.Array, jax.Array]:
+        if not x.ndim:
+            return x, jnp.zeros((), jnp.int32)
+        places = find(x, axis=dim, keepdims=True)
+        values = jnp.take_along_axis(x, places, axis=dim)
+        return (values, places) if keepdim else (jnp.squeeze(values, dim), jnp.squeeze(places, dim))
+
+    return rule
+
+
+lower_all(
+    {
+        aten.amax.default: _extreme(jnp.max),
+        aten.amin.default: _extreme(jnp.min),
+        aten.max.default: _extreme(jnp.max),
+        aten.min.default: _extreme(jnp.min),
+        aten.max.dim: _extreme_and_place(jnp.argmax),
+        aten.min.dim: _extreme_and_place(jnp.argmin),
+        aten.argmax.default: lambda x, dim=None, keepdim=False: jnp.argmax(x, dim, keepdims=keepdim),
+        aten.argmin.default: lambda x, dim=None, keepdim=False: jnp.argmin(x, dim, keepdims=keepdim),
+        aten.any: _extreme(jnp.any),
+        aten.all: _extreme(jnp.all),
+        aten.prod.default: lambda x, dtype=None: jnp.prod(_for_product(x, dtype)),
+        aten.prod.dim_int: lambda x, dim, keepdim=False, dtype=None: jnp.prod(
+            _for_product(x, dtype), dim, keepdims=keepdim
+        ),
+        aten.cumsum.default: lambda x, dim, dtype=None: jnp.cumsum(_for_product(x, dtype), dim) if x.ndim else x,
+        aten.cumprod.default: lambda x, dim, dtype=None: jnp.cumprod(_for_product(x, dtype), dim) if x.ndim else x,
+        aten.logcumsumexp.default: lambda x, dim: lax.cumlogsumexp(x, dim % x.ndim) if x.ndim else x,
+        aten.argsort.default: lambda x, dim=-1, descending=False: sort(x, dim, descending)[1],
+        aten.argsort.stable: lambda x, stable=True, dim=-1, descending=False: sort(x, dim, descending)[1],
+        aten.sort.stable: lambda x, stable=True, dim=-1, descending=False: sort(x, dim, descending),
+        aten.median.default: lambda x: kthvalue(x.ravel(), (x.size + 1) // 2)[0],
+        aten.median.dim: lambda x, dim=-1, keepdim=False: kthvalue(x, (x.shape[dim] + 1) // 2, dim, keepdim),
+    }
+)
+
+
+def _for_product(x: jax.Array, dtype: Any) -> jax.Array:
+    return x.astype(dtype_or(dtype, x.dtype if is_inexact(x) else jnp.int_))
+
+
+@lowers(aten.linalg_vector_norm.default)
+def vector_norm(
+    x: jax.Array, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> jax.Array:
+    """The norm of vectors."""
+    x = floating(x).astype(dtype_or(dtype, floating(x).dtype))
+    dims, size = axes(dim, x.ndim), jnp.abs(x)
+    if ord == math.inf:
+        return jnp.max(size, dims, keepdims=keepdim)
+    if ord == -math.inf:
+        return jnp.min(size, dims, keepdims=keepdim)
+    if ord == 0:
+        return jnp.sum(size != 0, dims, keepdims=keepdim).astype(size.dtype)
+    if ord == 1:
+        return jnp.sum(size, dims, keepdims=keepdim)
+    if ord == 2:
+        return jnp.sqrt(jnp.sum(size * size, dims, keepdims=keepdim))
+    return jnp.power(jnp.sum(jnp.power(size, ord), dims, keepdims=keepdim), 1.0 / ord)
+
+
+def _running_extreme(find: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    def rule(x: jax.Array, dim: int) -> tuple[jax.Array, jax.Array]:
+        if not x.ndim:
+            return x, jnp.zeros((), jnp.int32)
+        dim %= x.ndim
+        values = find(x, dim)
+        places = lax.broadcasted_iota(jnp.int32, x.shape, dim)
+        return values, lax.cummax(jnp.where(x == values, places, 0), dim)
+
+    return rule
+
+
+lower_all({aten.cummax.default: _running_extreme(lax.cummax), aten.cummin.default: _running_extreme(lax.cummin)})
+
+
+@lowers(aten.sort.default)
+def sort(x: jax.Array, dim: int = -1, descending: bool = False) -> tuple[jax.Array, jax.Array]:
+    """Sorts, equal elements in their order."""
+    if not x.ndim:
+        return x, jnp.zeros((), jnp.int32)
+    places = jnp.argsort(x, dim, descending=descending, stable=True)
+    return jnp.take_along_axis(x, places, dim), places
+
+
+@lowers(aten.topk.default)
+def topk(x: jax.Array, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[jax.Array, jax.Array]:
+    """The k largest or smallest elements."""
+    if not x.ndim:
+        return x, jnp.zeros((), jnp.int32)
+    if largest:
+        values, places = lax.top_k(jnp.moveaxis(x, dim, -1), k)
+        return jnp.moveaxis(values, -1, dim), jnp.moveaxis(places, -1, dim)
+    values, places = sort(x, dim)
+    return lax.slice_in_dim(values, 0, k, axis=dim % x.ndim), lax.slice_in_dim(places, 0, k, axis=dim % x.ndim)
+
+
+@lowers(aten.kthvalue.default)
+def kthvalue(x: jax.Array, k: int, dim: int = -1, keepdim: bool = False) -> tuple[jax.Array, jax.Array]:
+    """The k-th smallest element."""
+    if not x.ndim:
+        return x, jnp.zeros((), jnp.int32)
+    values, places = (lax.slice_in_dim(one, k - 1, k, axis=dim % x.ndim) for one in sort(x, dim))
+    return (values, places) if keepdim else (jnp.squeeze(values, dim), jnp.squeeze(places, dim))
+
+
+@lowers(aten.histc.default)
+def histc(x: jax.Array, bins: int = 100, min: float = 0, max: float = 0) -> jax.Array:
+    """Counts elements in bins of equal width; what lies outside counts nowhere."""
+    low, high = (x.min(), x.max()) if min == max else (min, max)
+    place = jnp.clip(((x - low) / (high - low) * bins).astype(jnp.int32), 0, bins - 1)
+    inside = (x >= low) & (x <= high)
+    return jnp.zeros(bins, x.dtype).at[place.ravel()].add(inside.ravel().astype(x.dtype))
+
+
+def moments(x: jax.Array, dims: Sequence[int]) -> tuple[jax.Array, jax.Array]:
+    """Returns mean and biased variance, dimensions kept."""
+    center = jnp.mean(x, tuple(dims), keepdims=True)
+    return center, jnp.mean(jnp.square(x - center), tuple(dims), keepdims=True)

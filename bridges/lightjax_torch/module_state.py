@@ -1,0 +1,139 @@
+"""The tensors of a module by name, put in and taken out while it is captured, and everything left as it was."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+_MACHINERY = {"_parameters", "_buffers", "_modules", "_flat_weights", "_non_persistent_buffers_set"}
+
+
+class ModuleState:
+    """What a module's tensors are called.
+
+    Attributes:
+      parameters: by the first name `state_dict` has for them.
+      buffers: likewise, buffers that are not persistent included.
+      attributes: tensors kept on plain attributes, alone or in lists, tuples and dicts: `path:name/number`.
+      aliases: further names of tied tensors, and the first name of each.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = module
+        self.parameters: dict[str, torch.Tensor] = {}
+        self.buffers: dict[str, torch.Tensor] = {}
+        self.aliases: dict[str, str] = {}
+        first: dict[int, str] = {}
+        for named, found in (
+            (module.named_parameters(remove_duplicate=False), self.parameters),
+            (module.named_buffers(remove_duplicate=False), self.buffers),
+        ):
+            for name, tensor in named:
+                if id(tensor) in first:
+                    self.aliases[name] = first[id(tensor)]
+                else:
+                    first[id(tensor)] = name
+                    found[name] = tensor
+        self._owned = set(first)
+        # How the tensors of an attribute nest, by `path:name`.
+        self.structures: dict[str, pytree.TreeSpec] = {}
+        self.attributes = self.read_attributes()
+
+    def read_attributes(self) -> dict[str, torch.Tensor]:
+        """Returns the tensors on plain attributes as they are now."""
+        found: dict[str, torch.Tensor] = {}
+        for path, module in self.module.named_modules():
+            held = {id(tensor) for tensor in (*module._parameters.values(), *module._buffers.values())}
+            for name, value in module.__dict__.items():
+                if name in _MACHINERY or isinstance(value, torch.nn.Module):
+                    continue
+                leaves, structure = pytree.tree_flatten(value)
+                if leaves and all(isinstance(leaf, torch.Tensor) for leaf in leaves):
+                    self.structures[f"{path}:{name}"] = structure
+                    for number, leaf in enumerate(leaves):
+                        if id(leaf) not in self._owned and id(leaf) not in held:
+                            found[f"{path}:{name}/{number}"] = leaf
+        return found
+
+    @contextlib.contextmanager
+    def holding(
+        self, tensors: Mapping[str, torch.Tensor], structures: Mapping[str, pytree.TreeSpec] | None = None
+    ) -> Iterator[None]:
+        """Puts tensors in the places of parameters, buffers and attributes; tied places get the same one."""
+        everything = dict(tensors) | {name: tensors[first] for name, first in self.aliases.items() if first in tensors}
+        for name, tensor in everything.items():
+            self._put(name, tensor, structures or self.structures)
+        for module in self.module.modules():
+            if isinstance(module, torch.nn.RNNBase):
+                module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
+        yield
+
+    def read(self, names: Any) -> dict[str, torch.Tensor]:
+        """Returns the tensors that are in the places of parameters and buffers now."""
+        found: dict[str, torch.Tensor] = {}
+        for name in names:
+            path, _, last = name.rpartition(".")
+            owner = self.module.get_submodule(path)
+            value = owner._parameters.get(last)
+            found[name] = getattr(owner, last) if value is None else value
+        return found
+
+    def _put(self, name: str, tensor: torch.Tensor, structures: Mapping[str, pytree.TreeSpec]) -> None:
+        path, colon, rest = name.partition(":")
+        if colon:
+            owner, (attribute, _, number) = self.module.get_submodule(path), rest.rpartition("/")
+            structure = structures[f"{path}:{attribute}"]
+            leaves = pytree.tree_leaves(owner.__dict__.get(attribute))
+            if len(leaves) != structure.num_leaves:
+                leaves = [tensor] * structure.num_leaves
+            leaves[int(number)] = tensor
+            owner.__dict__[attribute] = pytree.tree_unflatten(leaves, structure)
+            return
+        path, _, last = name.rpartition(".")
+        owner = self.module.get_submodule(path)
+        places: dict[str, Any] = owner._parameters if last in owner._parameters else owner._buffers  # pyright: ignore
+        places[last] = tensor
+
+
+def python_values(module: torch.nn.Module) -> dict[str, Any]:
+    """Returns numbers, strings and truth values on public attributes, by `path.name`."""
+    return {
+        f"{path}.{name}".removeprefix("."): value
+        for path, one in module.named_modules()
+        for name, value in one.__dict__.items()
+        if isinstance(value, bool | int | float | str) and not name.startswith("_") and name != "training"
+    }
+
+
+@contextlib.contextmanager
+def unchanged(module: torch.nn.Module) -> Iterator[None]:
+    """Puts every attribute of a module and its submodules back at the end, and the contents of dicts, lists and sets.
+
+    The contents matter: a library that installs hooks while the module first runs writes them into a dict.
+    """
+    before = []
+    for one in module.modules():
+        if not isinstance(one, torch.jit.ScriptModule):
+            held = {key: _copy(value) for key, value in one.__dict__.items() if isinstance(value, dict | list | set)}
+            before.append((one, dict(one.__dict__), held))
+    try:
+        yield
+    finally:
+        for one, attributes, held in before:
+            for key, contents in held.items():
+                container = attributes[key]
+                if isinstance(container, list):
+                    container[:] = contents
+                else:
+                    container.clear()
+                    container.update(contents)
+            one.__dict__.clear()
+            one.__dict__.update(attributes)
+
+
+def _copy(container: Any) -> Any:
+    return list(container) if isinstance(container, list) else container.copy()

@@ -1,0 +1,239 @@
+"""Torch optimizers as optax transformations: `step()` is captured and runs as the elementwise program that it is."""
+
+from __future__ import annotations
+
+import collections
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+import torch
+
+from lightjax.errors import ConfigurationError
+from lightjax_torch.arrays import jax_dtype, to_jax, torch_dtype
+from lightjax_torch.capture import capture
+from lightjax_torch.errors import CaptureError
+from lightjax_torch.program import Program
+
+# Their first step, from an empty state, is their usual step from zeros; the
+# first step of others is a program of its own.
+_BEGIN_AT_ZERO = (
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.Adamax,
+    torch.optim.RMSprop,
+    torch.optim.Adadelta,
+    torch.optim.RAdam,
+)
+
+
+class CapturedState(NamedTuple):
+    """The state of a captured optimizer.
+
+    Attributes:
+      updates: int32 scalar, updates done.
+      tensors: what the torch optimizer keeps, by parameter and by its own names.
+      rates: float [steps, groups], learning rates of the next steps; the last row holds on.
+      first: int32 scalar, the update that row 0 of `rates` is of.
+    """
+
+    updates: jax.Array
+    tensors: dict[str, dict[str, jax.Array]]
+    rates: jax.Array
+    first: jax.Array
+
+
+class CapturedOptimizer:
+    """A torch optimizer, captured for parameters by name.
+
+    Args:
+      optimizer: over parameters of the module.
+      names: the name of every parameter of the module, by identity.
+      with_gradient: the parameters that get a gradient; torch leaves others as they are, weight decay included.
+
+    Raises:
+      ConfigurationError: the optimizer holds a tensor that is no parameter of the module.
+      CaptureError: its `step()` cannot be captured.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        names: Mapping[int, str],
+        with_gradient: Sequence[str],
+    ) -> None:
+        self.optimizer = optimizer
+        groups = [[self._name(names, tensor) for tensor in group["params"]] for group in optimizer.param_groups]
+        self.groups = [[name for name in group if name in with_gradient] for group in groups]
+        self.names = [name for group in self.groups for name in group]
+        self._tensors = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
+        self._programs: dict[Any, tuple[Any, Any, Any]] = {}
+
+    @property
+    def rates(self) -> list[float]:
+        """The learning rates of the groups now."""
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def transformation(self) -> optax.GradientTransformation:
+        """Returns the optimizer as optax has them; parameters and gradients are dicts by name."""
+        return optax.GradientTransformation(self._init, self._update)
+
+    def _init(self, params: Any) -> CapturedState:
+        _, _, (kept, shapes) = self._captured(params)
+        tensors = {
+            name: {
+                key: kept[name][key] if name in kept else jnp.zeros(shape.shape, shape.dtype)
+                for key, shape in of_parameter.items()
+            }
+            for name, of_parameter in shapes.items()
+        }
+        rates = jnp.asarray([self.rates], self._rate_dtype(params))
+        return CapturedState(jnp.zeros((), jnp.int32), tensors, rates, jnp.zeros((), jnp.int32))
+
+    def _update(self, updates: Any, state: Any, params: Any = None) -> tuple[Any, CapturedState]:
+        first, usual, _ = self._captured(params)
+        row = jnp.clip(state.updates - state.first, 0, state.rates.shape[0] - 1)
+        arguments = (
+            {name: params[name] for name in self.names},
+            {name: _conjugate(updates[name]) for name in self.names},
+            state.rates[row],
+            state.tensors,
+        )
+        if first is None:
+            new, tensors = usual(*arguments)
+        else:
+            new, tensors = jax.lax.cond(state.updates == 0, first, usual, *arguments)
+        changes = {name: new[name] - param if name in new else jnp.zeros_like(param) for name, param in params.items()}
+        return changes, state._replace(updates=state.updates + 1, tensors=tensors)
+
+    def _rate_dtype(self, params: Mapping[str, Any]) -> Any:
+        return jnp.result_type(jnp.float32, *(params[name].real.dtype for name in self.names))
+
+    def _captured(self, params: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+        """Captures the first and the usual step for parameters of these dtypes."""
+        signature = tuple((name, jnp.dtype(params[name].dtype)) for name in self.names)
+        if signature not in self._programs:
+            kept = {name: self.optimizer.state[p] for name, p in self._tensors.items() if p in self.optimizer.state}
+            kept = {name: held for name, held in kept.items() if name in self.names and held}
+            if kept:
+                usual, outputs = self._capture(params, kept)
+                first = None
+            else:
+                first, outputs = self._capture(params, {})
+                usual, again = self._capture(params, outputs)
+                if _statics(again) != _statics(outputs):
+                    raise CaptureError(
+                        f"{type(self.optimizer).__name__} keeps Python numbers in its state that change from step to "
+                        f"step ({_statics(outputs)} became {_statics(again)}), which a compiled step cannot; keep "
+                        "tensors there, or pass an optax transformation, optimizer=optax...."
+                    )
+                if isinstance(self.optimizer, _BEGIN_AT_ZERO) or _undamped(self.optimizer):
+                    first = None
+            shapes = {
+                name: {
+                    key: jax.ShapeDtypeStruct(tuple(value.shape), jax_dtype(value.dtype))
+                    for key, value in held.items()
+                    if isinstance(value, torch.Tensor)
+                }
+                for name, held in outputs.items()
+            }
+            arrays = {
+                name: {key: to_jax(value) for key, value in held.items() if isinstance(value, torch.Tensor)}
+                for name, held in kept.items()
+            }
+            self._programs[signature] = first, usual, (arrays, shapes)
+        return self._programs[signature]
+
+    def _capture(self, params: Mapping[str, Any], state: Mapping[str, Mapping[str, Any]]) -> tuple[Any, Any]:
+        """Captures one step from a state; returns it as a JAX function, and the state it leaves (without values)."""
+        found: dict[str, Any] = {}
+
+        def step(tensors: Any, grads: Any, rates: Any, kept: Any) -> Any:
+            optimizer = self._copy(tensors, grads, rates, _merged(state, kept))
+            type(optimizer).step(optimizer)
+            found["state"] = {name: dict(optimizer.state[tensors[name]]) for name in self.names}
+            left = {name: _only_tensors(held) for name, held in found["state"].items()}
+            return dict(tensors), left
+
+        like = {name: _meta(params[name]) for name in self.names}
+        rates = torch.empty(len(self.groups), dtype=torch_dtype(self._rate_dtype(params)), device="meta")
+        kept = {name: _only_tensors(held) for name, held in state.items()}
+        with torch.no_grad():
+            graph = capture(step, like, dict(like), rates, kept)
+        program = Program(graph)
+
+        def run(params: Any, grads: Any, rates: Any, tensors: Any) -> Any:
+            leaves = [*(params[name] for name in self.names), *(grads[name] for name in self.names), rates]
+            leaves += [tensors[name][key] for name, held in kept.items() for key in held]
+            return graph.nest(program(leaves))
+
+        left = {
+            name: {
+                key: torch.empty(value.shape, dtype=value.dtype, device="meta")
+                if isinstance(value, torch.Tensor)
+                else value
+                for key, value in held.items()
+            }
+            for name, held in found["state"].items()
+        }
+        return run, left
+
+    def _copy(self, tensors: Any, grads: Any, rates: Any, state: Any) -> torch.optim.Optimizer:
+        """Returns the optimizer over other tensors, with tensors for its learning rates."""
+        optimizer = copy.copy(self.optimizer)
+        # Schedulers count steps through an attribute of the instance, which would call the original.
+        optimizer.__dict__.pop("step", None)
+        optimizer.param_groups = []
+        for number, (group, names) in enumerate(zip(self.optimizer.param_groups, self.groups, strict=True)):
+            changed = {**group, "params": [tensors[name] for name in names], "lr": rates[number], "foreach": False}
+            if "capturable" in group:
+                changed["capturable"] = True
+            if "fused" in group:
+                changed["fused"] = None
+            optimizer.param_groups.append(changed)
+        optimizer.state = collections.defaultdict(dict)
+        for name in self.names:
+            tensors[name].grad = grads[name]
+            if name in state:
+                optimizer.state[tensors[name]] = dict(state[name])
+        return optimizer
+
+    def _name(self, names: Mapping[int, str], tensor: torch.Tensor) -> str:
+        if id(tensor) not in names:
+            raise ConfigurationError(
+                f"configure_optimizers returned {type(self.optimizer).__name__} over a tensor of shape "
+                f"{tuple(tensor.shape)} that is no parameter of the module; register it, self.name = "
+                "torch.nn.Parameter(...), so that it is trained, saved and restored."
+            )
+        return names[id(tensor)]
+
+
+def _merged(state: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {name: {**held, **tensors[name]} for name, held in state.items()}
+
+
+def _only_tensors(held: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in held.items() if isinstance(value, torch.Tensor)}
+
+
+def _statics(state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    found = {
+        name: {key: value for key, value in held.items() if not isinstance(value, torch.Tensor)}
+        for name, held in state.items()
+    }
+    return {name: held for name, held in found.items() if held}
+
+
+def _undamped(optimizer: torch.optim.Optimizer) -> bool:
+    return isinstance(optimizer, torch.optim.SGD) and all(not group["dampening"] for group in optimizer.param_groups)
+
+
+def _meta(param: Any) -> torch.Tensor:
+    return torch.empty(tuple(param.shape), dtype=torch_dtype(param.dtype), device="meta")
+
+
+def _conjugate(x: Any) -> Any:
+    return jnp.conj(x) if jnp.iscomplexobj(x) else x

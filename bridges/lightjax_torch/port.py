@@ -1,0 +1,448 @@
+"""PortedTask: a LightningModule as pure step functions of JAX, with torch's meaning."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+import torch
+from torch.utils import _pytree as pytree
+
+import lightjax as lj
+from lightjax.errors import ConfigurationError
+from lightjax_torch.arrays import jax_dtype, to_jax, to_torch
+from lightjax_torch.capture import capture, capture_with_gradients
+from lightjax_torch.errors import WAY_OUT, CaptureError
+from lightjax_torch.function import meta
+from lightjax_torch.gradients import with_torch_gradients
+from lightjax_torch.module_state import ModuleState, python_values, unchanged
+from lightjax_torch.optim import CapturedOptimizer
+from lightjax_torch.program import Program, origin
+from lightjax_torch.step_view import LoggedAs, StepView, Unknown
+
+Stage = Literal["train", "val", "test", "predict"]
+
+_METHODS = {"train": "training_step", "val": "validation_step", "test": "test_step", "predict": "predict_step"}
+
+
+def port_task(module: torch.nn.Module, *, optimizer: optax.GradientTransformation | None = None) -> PortedTask:
+    """Makes pure step functions of a LightningModule, or of any module with its methods.
+
+    `training_step` is captured once for every shape of batch, with torch's backward in it, and becomes the task's
+    `train_step` over an `lj.TrainState`: `params` holds the parameters that require a gradient, `model_state`
+    everything else (frozen parameters, buffers, tensors on attributes), all named as in the state_dict. The module is
+    left as it is; it gives the first weights.
+
+    Args:
+      module: has `training_step(batch, batch_idx)` and `configure_optimizers()`; `validation_step`, `test_step`,
+        `predict_step` as needed.
+      optimizer: an optax transformation in the place of what `configure_optimizers` returns.
+
+    Returns:
+      The task.
+
+    Raises:
+      ConfigurationError: the module has no training_step, or its optimizers are of a kind that is not ported.
+      CaptureError: (when first run) the module cannot be captured.
+
+    Example:
+      >>> import torch, lightjax as lj
+      >>> class Line(torch.nn.Linear):
+      ...     def training_step(self, batch, batch_idx):
+      ...         x, y = batch
+      ...         return ((self(x) - y) ** 2).mean()
+      ...     def configure_optimizers(self):
+      ...         return torch.optim.SGD(self.parameters(), lr=0.1)
+      >>> data = [(torch.ones(4, 1), torch.full((4, 1), 3.0))] * 5
+      >>> trainer = lj.Trainer(max_epochs=20, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+      ...                      enable_model_summary=False)
+      >>> task = port_task(Line(1, 1))
+      >>> result = trainer.fit(task, data)
+      >>> round(float(task.to_torch(result.state)(torch.ones(1))), 3)
+      3.0
+    """
+    return PortedTask(module, optimizer)
+
+
+class PortedTask:
+    """A torch module that the trainer runs in JAX; made by `from_torch(module, backend="jax")`.
+
+    Attributes:
+      module: the module, as it was given; `to_torch` changes its weights.
+    """
+
+    def __init__(self, module: torch.nn.Module, optimizer: optax.GradientTransformation | None = None) -> None:
+        self.module = module
+        if not callable(getattr(module, "training_step", None)):
+            raise ConfigurationError(
+                f"{type(module).__name__} has no training_step(batch, batch_idx), which returns the loss; define it, "
+                "or use lightjax_torch.jax_function(module, example) in a task of your own."
+            )
+        if getattr(module, "automatic_optimization", True) is False:
+            raise ConfigurationError(
+                f"{type(module).__name__} optimizes manually (automatic_optimization=False), which is not ported; "
+                f"{WAY_OUT}."
+            )
+        self._tensors = ModuleState(module)
+        everything = self._tensors.parameters
+        self._trained = [name for name, p in everything.items() if p.requires_grad]
+        self._kept = [name for name in everything if name not in self._trained]
+        self._kept += [*self._tensors.buffers, *self._tensors.attributes]
+        self._given = optimizer
+        self._torch_optimizer = None if optimizer is not None else _optimizer(module)
+        self._steps: dict[Any, CapturedStep] = {}
+        self._transformation: optax.GradientTransformation | None = optimizer
+        if not hasattr(module, "validation_step") and not hasattr(module, "test_step"):
+            self.eval_step = None  # pyright: ignore[reportAttributeAccessIssue]
+
+    def init(self, key: jax.Array, batch: Any) -> lj.TrainState:
+        """Returns the state of step 0, with the module's weights."""
+        known = self._tensors.parameters | self._tensors.buffers | self._tensors.attributes
+        on_meta = [name for name, tensor in known.items() if tensor.device.type == "meta"]
+        if on_meta:
+            raise ConfigurationError(
+                f"{on_meta[0]!r} and {len(on_meta) - 1} more tensors are on the meta device and have no values to "
+                "begin with; materialize the module, or give a state, trainer.fit(..., state=...)."
+            )
+        params = to_jax({name: known[name] for name in self._trained})
+        model_state = to_jax({name: known[name] for name in self._kept})
+        step = self._captured("train", params, model_state, batch)
+        model_state |= {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in step.carried.items()}
+        if step.carried:
+            model_state[CARRIES] = jnp.zeros((), bool)
+        return lj.TrainState.create(params=params, optimizer=self._optax(step), key=key, model_state=model_state)
+
+    def train_step(self, state: lj.TrainState, batch: Any) -> tuple[lj.TrainState, dict[str, Any]]:
+        """Takes one step: `training_step`, its gradient, the optimizer."""
+        grads, (metrics, model_state) = lj.grad(self._loss)(state, batch)
+        return state.apply_gradients(grads, model_state=model_state), metrics
+
+    def eval_step(self, state: lj.TrainState, batch: Any) -> dict[str, Any]:  # pyright: ignore[reportRedeclaration]
+        """Runs `validation_step` (`test_step` where there is none)."""
+        return self._evaluate("val" if hasattr(self.module, "validation_step") else "test", state, batch)[1]
+
+    def predict_step(self, state: lj.TrainState, batch: Any) -> Any:
+        """Runs `predict_step`, or the module itself."""
+        return self._evaluate("predict", state, batch)[0]
+
+    def _loss(self, state: lj.TrainState, batch: Any) -> tuple[jax.Array, tuple[dict[str, Any], dict[str, Any]]]:
+        step = self._captured("train", state.params, self._without_carried(state.model_state), batch)
+        loss, metrics, model_state = step(state, batch)
+        if "loss" not in metrics:
+            metrics = {"loss": loss, **metrics}
+        return loss, (metrics, model_state)
+
+    def _evaluate(self, stage: Stage, state: lj.TrainState, batch: Any) -> tuple[Any, dict[str, Any]]:
+        step = self._captured(stage, state.params, self._without_carried(state.model_state), batch)
+        outputs, metrics, _ = step(state, batch)
+        return outputs, metrics
+
+    def _without_carried(self, model_state: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: model_state[name] for name in self._kept}
+
+    def _captured(self, stage: Stage, params: Any, model_state: Any, batch: Any) -> CapturedStep:
+        leaves, structure = jax.tree.flatten((params, model_state, batch))
+        signature = (stage, structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
+        if signature not in self._steps:
+            self._steps[signature] = CapturedStep(self.module, self._tensors, stage, params, model_state, batch)
+        return self._steps[signature]
+
+    def _optax(self, step: CapturedStep) -> optax.GradientTransformation:
+        if self._transformation is None:
+            if self._torch_optimizer is None:
+                self._transformation = optax.set_to_zero()
+            else:
+                names = {id(tensor): name for name, tensor in self._tensors.parameters.items()}
+                self._transformation = CapturedOptimizer(
+                    self._torch_optimizer, names, step.with_gradient
+                ).transformation()
+        return self._transformation
+
+    def state_dict(self, state: lj.TrainState) -> dict[str, torch.Tensor]:
+        """Returns the weights of a state as the module's `state_dict`: copies, on the CPU, in the module's dtypes."""
+        found = to_torch({**state.params, **self._without_carried(state.model_state)})
+        by_identity = {id(tensor): name for name, tensor in (self._tensors.parameters | self._tensors.buffers).items()}
+        own = self.module.state_dict(keep_vars=True)
+        return {
+            name: found[by_identity[id(tensor)]].to(tensor.dtype)
+            for name, tensor in own.items()
+            if id(tensor) in by_identity
+        }
+
+    def to_torch(self, state: lj.TrainState) -> torch.nn.Module:
+        """Returns the module with the weights of a state; the same module, changed in place."""
+        self.module.load_state_dict(self.state_dict(state), strict=True)
+        found = to_torch(self._without_carried(state.model_state))
+        with torch.no_grad():
+            for name, tensor in (self._tensors.buffers | self._tensors.attributes).items():
+                if tensor.device.type != "meta":  # those that no state_dict has
+                    tensor.copy_(found[name])
+        return self.module
+
+    def load_state_dict(self, state: lj.TrainState, weights: Mapping[str, torch.Tensor]) -> lj.TrainState:
+        """Returns a state with other weights, named as in the module's `state_dict`; all have to be there.
+
+        Raises:
+          ConfigurationError: names or shapes differ; lists them.
+        """
+        own = self.state_dict(state)
+        wrong = [f"{name} is missing" for name in own if name not in weights]
+        wrong += [f"{name} is none of the module's" for name in weights if name not in own]
+        wrong += [
+            f"{name} has shape {tuple(weights[name].shape)}, not {tuple(tensor.shape)}"
+            for name, tensor in own.items()
+            if name in weights and weights[name].shape != tensor.shape
+        ]
+        if wrong:
+            raise ConfigurationError(f"The weights do not fit {type(self.module).__name__}: {'; '.join(wrong)}.")
+
+        def taken(tree: Mapping[str, Any]) -> dict[str, Any]:
+            return {
+                name: jnp.asarray(to_jax(weights[name]), value.dtype) if name in weights else value
+                for name, value in tree.items()
+            }
+
+        return state.replace(params=taken(state.params), model_state=taken(state.model_state))
+
+
+CARRIES = "carries:"
+
+
+class CapturedStep:
+    """A step of a module, captured for one shape of batch.
+
+    Attributes:
+      with_gradient: the trained parameters that the loss depends on.
+      carried: shapes of tensors that the step leaves on attributes for the next one, beside those that were there.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        tensors: ModuleState,
+        stage: Stage,
+        params: Mapping[str, Any],
+        model_state: Mapping[str, Any],
+        batch: Any,
+    ) -> None:
+        self.module, self.tensors = module, tensors
+        self.stage: Stage = stage
+        self.params, self.model_state, self.batch = params, model_state, batch
+        self.carried: dict[str, jax.ShapeDtypeStruct] = {}
+        self.first = self._capture({})
+        self.usual = self.first
+        if self.first.created:
+            usual = self._capture(self.first.created)
+            if usual.reads_carried:
+                if stage != "train":
+                    raise _state_in_evaluation(stage, list(self.first.created))
+                if _shapes(usual.created) != _shapes(self.first.created):
+                    raise CaptureError(
+                        f"{type(module).__name__}.{_METHODS[stage]} leaves tensors on attributes that change their "
+                        f"shape or number from step to step: {_shapes(self.first.created)} became "
+                        f"{_shapes(usual.created)}. A compiled step has a state of fixed shape; log values instead of "
+                        f"collecting them, or {WAY_OUT}."
+                    )
+                self.usual = usual
+                self.carried = {
+                    name: jax.ShapeDtypeStruct(tuple(tensor.shape), jax_dtype(tensor.dtype))
+                    for name, tensor in self.first.created.items()
+                }
+        self.with_gradient = self.usual.with_gradient
+
+    def _capture(self, carried: Mapping[str, torch.Tensor]) -> Capture:
+        return Capture(self.module, self.tensors, self.stage, self.params, self.model_state, self.batch, carried)
+
+    def __call__(self, state: lj.TrainState, batch: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        """Runs it: returns the loss or the outputs, the metrics, and the new model state."""
+        key = None if state.key is None else state.key_for("torch")
+        if not self.carried:
+            return self.first(state.params, state.model_state, batch, state.step, key)
+        arguments = (state.params, state.model_state, batch, state.step, key)
+        return jax.lax.cond(
+            state.model_state[CARRIES], lambda *given: self.usual(*given), lambda *given: self.first(*given), *arguments
+        )
+
+
+class Capture:
+    """One graph of a step.
+
+    Attributes:
+      created: tensors the step left on attributes that had none before, without values.
+      reads_carried: whether it reads any of the carried ones it was given.
+      with_gradient: the trained parameters that have a gradient.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        tensors: ModuleState,
+        stage: Stage,
+        params: Mapping[str, Any],
+        model_state: Mapping[str, Any],
+        batch: Any,
+        carried: Mapping[str, torch.Tensor],
+    ) -> None:
+        self.stage: Stage = stage
+        self.carried = carried
+        self.names = list(params), list(model_state)
+        known = tensors.parameters | tensors.buffers | tensors.attributes
+        seen: dict[str, Any] = {}
+
+        def call(trained: Any, others: Any) -> Any:
+            kept, carried_now, given, step = others
+            view = StepView(step, training=stage == "train")
+            with unchanged(module), tensors.holding(trained | kept | carried_now, seen.get("structures", {})):
+                if stage != "train":
+                    module.eval()
+                before = python_values(module)
+                with view.attached(module), torch.set_grad_enabled(stage == "train"):
+                    output = _call(module, stage, given)
+                changed = {name for name, value in python_values(module).items() if before.get(name, value) != value}
+                if changed:
+                    raise CaptureError(
+                        f"{type(module).__name__}.{_METHODS[stage]} changes {', '.join(sorted(changed))}, a Python "
+                        "value: that would happen once, while the step is captured, and never again. Keep it in a "
+                        f"buffer (self.register_buffer), or {WAY_OUT}."
+                    )
+                after = tensors.read([*trained, *(name for name in kept if ":" not in name)])
+                attributes = tensors.read_attributes()
+                seen["structures"] = tensors.structures
+            replaced = [name for name in trained if after[name] is not trained[name]]
+            if replaced:
+                raise CaptureError(f"{_METHODS[stage]} replaces parameters: {', '.join(replaced)}; {WAY_OUT}.")
+            outputs = _loss_of(output, module) if stage == "train" else output
+            state = {name: attributes.get(name, kept[name]) if ":" in name else after[name] for name in kept}
+            created = {name: tensor for name, tensor in attributes.items() if name not in kept}
+            seen["logged_as"] = view.logged_as
+            return outputs, _detached([view.logged, state, dict(trained), created])
+
+        def spec(name: str, leaf: Any) -> torch.Tensor:
+            same = jnp.dtype(leaf.dtype) == jax_dtype(known[name].dtype)
+            return torch.empty(leaf.shape, dtype=known[name].dtype, device="meta") if same else meta(leaf)
+
+        tensors_in = {name: spec(name, leaf) for name, leaf in params.items()}
+        others = (
+            {name: spec(name, leaf) for name, leaf in model_state.items()},
+            dict(carried),
+            jax.tree.map(meta, batch),
+            torch.empty((), dtype=torch.int64, device="meta"),
+        )
+        seen["structures"] = tensors.structures
+        if stage == "train":
+            self.graph = capture_with_gradients(call, tensors_in, others)
+            self.program, self.run = with_torch_gradients(self.graph)
+            (outputs, rest), gradients, _ = self.graph.nest(self.program.outputs)
+            self.with_gradient = [name for name, g in zip(params, gradients, strict=True) if g is not None]
+        else:
+            self.graph = capture(call, tensors_in, others)
+            self.program, self.with_gradient = Program(self.graph), []
+            outputs, rest = self.graph.nest(self.program.outputs)
+            self.run = lambda differentiated, others, key: self.program([*differentiated, *others], key)
+        self.logged_as: dict[str, LoggedAs] = seen["logged_as"]
+        self._check_state(outputs, rest, module)
+        inputs = self.program.inputs
+        at = len(params) + len(model_state)
+        self.reads_carried = any(node.users for node in inputs[at : at + len(carried)])
+
+    def _check_state(self, outputs: Any, rest: Any, module: torch.nn.Module) -> None:
+        """Looks at which tensors the step changes."""
+        _, state, trained, created = rest
+        trained_inputs = self.program.inputs[: len(trained)]
+        changed = [
+            name
+            for (name, node), place in zip(trained.items(), trained_inputs, strict=True)
+            if origin(node) is not place
+        ]
+        if changed:
+            raise CaptureError(
+                f"{type(module).__name__}.{_METHODS[self.stage]} writes into trained parameters in place: "
+                f"{', '.join(changed)}. Parameters are the optimizer's to change; {WAY_OUT}."
+            )
+        kept_inputs = self.program.inputs[len(trained) : len(trained) + len(state)]
+        written = [
+            name for (name, node), place in zip(state.items(), kept_inputs, strict=True) if origin(node) is not place
+        ]
+        if written and self.stage != "train":
+            raise _state_in_evaluation(self.stage, written)
+        depends: set[Any] = set(self.program.inputs)
+        for node in self.program.nodes:
+            if any(one in depends for one in node.all_input_nodes):
+                depends.add(node)
+        # What depends on no input is a cache: every step computes the same.
+        self.created = {
+            name: torch.empty(node.meta["val"].shape, dtype=node.meta["val"].dtype, device="meta")
+            for name, node in created.items()
+            if node in depends
+        }
+
+    def __call__(self, params: Any, model_state: Any, batch: Any, step: Any, key: Any) -> Any:
+        """Runs the graph."""
+        names, kept = self.names
+        others = [model_state[name] for name in kept]
+        others += [model_state[name] for name in self.carried]
+        others += [leaf for leaf in pytree.tree_leaves(batch) if hasattr(leaf, "shape")]
+        computed = self.run([params[name] for name in names], [*others, step], key)
+        missing = [None] * (sum(self.graph.is_tensor) - len(computed))
+        found = self.graph.nest([*computed, *missing])
+        outputs, (logged, state, _, created) = found[0] if self.stage == "train" else found
+        metrics = {name: self.logged_as[name].metric(value) for name, value in logged.items()}
+        new_state = {**model_state, **state}
+        if CARRIES in model_state:
+            new_state |= {name: created[name] for name in self.created} | {CARRIES: jnp.ones((), bool)}
+        return outputs, metrics, new_state
+
+
+def _call(module: Any, stage: Stage, batch: Any) -> Any:
+    method = getattr(module, _METHODS[stage], None)
+    if method is None:
+        return module(batch)
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    wanted = [one for one in inspect.signature(method).parameters.values() if one.kind in kinds]
+    needed = [one for one in wanted if one.default is inspect.Parameter.empty]
+    more = [Unknown("batch_idx"), 0][: max(len(needed), min(len(wanted), 2)) - 1]
+    return method(batch, *more)
+
+
+def _loss_of(output: Any, module: torch.nn.Module) -> torch.Tensor:
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        kind = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"{loss!r}"
+        raise CaptureError(
+            f"{type(module).__name__}.training_step returned {kind} as its loss; it returns a scalar tensor, or a dict "
+            "with one at 'loss'. A step that returns None now and then, to skip a batch, cannot be compiled: multiply "
+            f"the loss by 0, or {WAY_OUT}."
+        )
+    return loss.reshape(())
+
+
+def _detached(tree: Any) -> Any:
+    return pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, tree)
+
+
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _state_in_evaluation(stage: Stage, names: list[str]) -> CaptureError:
+    return CaptureError(
+        f"{_METHODS[stage]} changes tensors that later batches see: {', '.join(names)}. A ported evaluation is a pure "
+        f"function of the state and one batch, which leaves no trace; log what is to be gathered, or {WAY_OUT}."
+    )
+
+
+def _optimizer(module: Any) -> torch.optim.Optimizer | None:
+    """Returns the one optimizer of `configure_optimizers`."""
+    configured = module.configure_optimizers() if hasattr(module, "configure_optimizers") else None
+    if configured is None:
+        return None
+    if isinstance(configured, torch.optim.Optimizer):
+        return configured
+    raise ConfigurationError(
+        f"configure_optimizers returned {type(configured).__name__}; a ported module has one torch optimizer, or "
+        f"optimizer=optax...; {WAY_OUT}."
+    )

@@ -1,0 +1,1 @@
+"""Small torch programs, one property each, that a port has to get right: outputs, every gradient, buffers."""

@@ -62,7 +62,7 @@ def port_task(module: torch.nn.Module, *, optimizer: optax.GradientTransformatio
       ...                      enable_model_summary=False)
       >>> task = port_task(Line(1, 1))
       >>> result = trainer.fit(task, data)
-      >>> round(float(task.to_torch(result.state)(torch.ones(1))), 3)
+      >>> round(task.to_torch(result.state)(torch.ones(1)).item(), 3)
       3.0
     """
     return PortedTask(module, optimizer)

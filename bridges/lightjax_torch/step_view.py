@@ -120,6 +120,8 @@ class StepView:
                 own[name] = value
         module.__dict__.update(own)
         yield
+        for name in own:
+            module.__dict__.pop(name, None)
 
     @property
     def current_epoch(self) -> Any:

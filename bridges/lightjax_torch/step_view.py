@@ -84,7 +84,7 @@ class StepView:
             isinstance(value, torch.Tensor) and value.numel() != 1
         ):
             raise CaptureError(
-                f"{current_line()}: self.log({name!r}, ...) got a {type(value).__name__}; a ported step logs scalars: "
+                f"{current_line()}: self.log({name!r}, ...) got {_kind(value)}; a ported step logs scalars: "
                 f"reduce it first, value.mean(); a torchmetrics object logs metric(preds, target), its value of this "
                 "batch."
             )
@@ -133,6 +133,10 @@ class StepView:
             f"{current_line()}: manual_backward was called, but automatic_optimization is True; set "
             "self.automatic_optimization = False in __init__."
         )
+
+
+def _kind(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
 
 
 class Unknown:

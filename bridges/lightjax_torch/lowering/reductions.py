@@ -8,15 +8,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import torch
 from jax import lax
 
+from lightjax_torch.arrays import jax_dtype
 from lightjax_torch.lowering.table import aten, axes, dtype_or, floating, is_inexact, lower_all, lowers
 
 
 @lowers(aten.sum.dim_IntList, aten.sum.default)
 def total(x: jax.Array, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> jax.Array:
     """Sums; whole numbers in the widest dtype."""
-    x = x.astype(dtype_or(dtype, jnp.result_type(x) if is_inexact(x) else jnp.int_))
+    x = x.astype(dtype_or(dtype, jnp.result_type(x) if is_inexact(x) else jax_dtype(torch.int64)))
     return jnp.sum(x, axes(dim, x.ndim), keepdims=keepdim)
 
 
@@ -86,7 +88,7 @@ lower_all(
 
 
 def _for_product(x: jax.Array, dtype: Any) -> jax.Array:
-    return x.astype(dtype_or(dtype, x.dtype if is_inexact(x) else jnp.int_))
+    return x.astype(dtype_or(dtype, x.dtype if is_inexact(x) else jax_dtype(torch.int64)))
 
 
 @lowers(aten.linalg_vector_norm.default)

@@ -4,6 +4,7 @@ python -m tests.resume.program DIRECTORY STEPS_PER_CALL KIND: trains, resuming w
 the final state and history.
 """
 
+import csv
 import hashlib
 import json
 import sys
@@ -54,6 +55,16 @@ def loader_of(kind):
     return StatefulDataLoader(rows, **settings)
 
 
+def reported(file):
+    """The rows of a CSV file without gauges of the machine, such as rates: no two runs agree on those."""
+    rows = csv.DictReader(file.read_text().splitlines())
+
+    def is_ours(name):
+        return name in ("step", "epoch", "looks") or name.startswith(("train/", "val/"))
+
+    return [{name: cell for name, cell in row.items() if cell and is_ours(name)} for row in rows]
+
+
 def main(directory: str, steps_per_call: str, kind: str) -> None:
     checkpointer.WRITE_EVERY_S = 0.05  # or a short run would have one checkpoint
     trainer = lj.Trainer(
@@ -81,7 +92,7 @@ def main(directory: str, steps_per_call: str, kind: str) -> None:
             {
                 "state": state,
                 "history": result.history,
-                "csv": (result.directory / "metrics.csv").read_text(),
+                "csv": reported(result.directory / "metrics.csv"),
                 "stopped_by": result.stopped_by,
                 "best": [best.step, hashlib.sha256(b"".join(bits(best.restore()))).hexdigest()],
                 "last": result.checkpoint.last.step,

@@ -123,7 +123,8 @@ class Loop:
             if run.epoch != first and self.data.renew(run.epoch):
                 self.schedule = schedule = schedule.for_epochs_of(self.data.train.batches)
                 self._prepare()
-            progress.start_epoch(run.epoch, self.data.train.batches)
+            run.epoch_batches = self.data.train.batches
+            progress.start_epoch(run.epoch, run.epoch_batches)
             call(self.callbacks, "on_train_epoch_start", run)
             if run.batch:
                 self._validate_within_epoch()

@@ -54,6 +54,7 @@ class Run:
       eval_batch: batches of this loader done.
       estimated_steps: optimizer steps of a whole run, None where nobody knows.
       batch_spec: shapes of a training batch.
+      epoch_batches: batches of this epoch, None where unknown.
       datamodule: the data module; None for loaders.
       print: writes a line for people, beside the progress bar.
     """
@@ -86,6 +87,7 @@ class Run:
         self.eval_batch = 0
         self.estimated_steps: int | None = None
         self.batch_spec: Any = None
+        self.epoch_batches: int | None = None
         self.datamodule: Any = None
         self.print: Callable[[str], None] = Output().write_line
         self.validates = False

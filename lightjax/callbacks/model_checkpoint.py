@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import string
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import jax
 
 from lightjax.callbacks.callback import Callback, Stage
 from lightjax.checkpoint import Checkpoint, Checkpoints
@@ -30,6 +34,9 @@ class ModelCheckpoint(Callback):
         dict. Looked at after each call, so it cuts no call short.
       keep_every_n_steps: keep a checkpoint for good whenever so many steps have passed since the last one kept so.
       save_on_exception: save the state that an error leaves, if the error did not take it.
+      filename: a template such as "{epoch}-{val/loss:.2f}": each checkpoint gets a link of this name beside `step_N`,
+        for people. Fields are `epoch`, `step` and metrics; one that was not reported at this very step says "none".
+      auto_insert_metric_name: write `epoch=3-val_loss=0.25` for that, and `3-0.25` otherwise.
 
     Attributes:
       best: the best checkpoint so far, or None.
@@ -47,6 +54,8 @@ class ModelCheckpoint(Callback):
         train_time_interval: str | float | timedelta | dict[str, int] | None = None,
         keep_every_n_steps: int | None = None,
         save_on_exception: bool = True,
+        filename: str | None = None,
+        auto_insert_metric_name: bool = True,
     ) -> None:
         if mode not in ("min", "max"):
             raise ConfigurationError(f"ModelCheckpoint got mode={mode!r}; write mode='min' or mode='max'.")
@@ -66,6 +75,8 @@ class ModelCheckpoint(Callback):
         self.train_time_interval_s = seconds(train_time_interval, "train_time_interval")
         self.keep_every_n_steps = keep_every_n_steps
         self.save_on_exception = save_on_exception
+        self.filename = filename
+        self.auto_insert_metric_name = auto_insert_metric_name
         self._run: Run | None = None
         self._forget()
 
@@ -111,7 +122,9 @@ class ModelCheckpoint(Callback):
 
     def on_train_batch_end(self, run: Run) -> None:
         """Saves a step between the ends of epochs."""
-        self.save(run)
+        # The end of an epoch saves its last step with what its evaluation finds; now there is only an older metric.
+        if run.batch != run.epoch_batches or not self._saves_after(run.epoch):
+            self.save(run)
 
     def on_call_end(self, run: Run) -> None:
         """Saves a step when it is time to."""
@@ -120,7 +133,7 @@ class ModelCheckpoint(Callback):
 
     def on_train_epoch_end(self, run: Run) -> None:
         """Saves the step an epoch ends with."""
-        if self.every_n_epochs and (run.epoch + 1) % self.every_n_epochs == 0:
+        if self._saves_after(run.epoch):
             self.save(run)
 
     def on_fit_end(self, run: Run) -> None:
@@ -158,6 +171,27 @@ class ModelCheckpoint(Callback):
         self._saved[run.step] = run.save_checkpoint()
         for step in leaving:
             run.delete_checkpoint(self._saved.pop(step))
+        if self.filename is not None and jax.process_index() == 0:
+            directory = self._saved[run.step].path.parent
+            directory.mkdir(parents=True, exist_ok=True)
+            _unlink(directory, leaving | {run.step})
+            link = directory / self.name(run)
+            if not link.is_symlink() and not link.exists():
+                link.symlink_to(self._saved[run.step].path.name)
+
+    def name(self, run: Run) -> str:
+        """Returns what `filename` says of this step; waits for the device."""
+        assert self.filename is not None
+        fresh = {name: value for name, value in run.metrics.items() if run.history.reported_at[name] == run.step}
+        # After its last batch and callbacks an epoch is over, and the run says which comes next.
+        known = fresh | {"epoch": run.epoch if run.batch else max(0, run.epoch - 1), "step": run.step}
+        text = ""
+        for literal, field, spec, _ in string.Formatter().parse(self.filename):
+            text += literal
+            if field is not None:
+                value = format(known[field], spec or "") if field in known else "none"
+                text += f"{field}={value}" if self.auto_insert_metric_name else value
+        return text.replace("/", "_")
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the ranking and the last step."""
@@ -189,6 +223,9 @@ class ModelCheckpoint(Callback):
             self._last = None if self._last == step else self._last
             self._for_good = [kept for kept in self._for_good if kept != step]
 
+    def _saves_after(self, epoch: int) -> bool:
+        return bool(self.every_n_epochs) and (epoch + 1) % self.every_n_epochs == 0
+
     def _score(self, run: Run) -> float | None:
         """Returns the rank of this step, smaller is better; None where the metric is not of this step."""
         monitor = self.monitor or "val/loss"
@@ -198,3 +235,11 @@ class ModelCheckpoint(Callback):
         if math.isnan(value):
             return math.inf
         return value if self.mode == "min" else -value
+
+
+def _unlink(directory: Path, steps: set[int]) -> None:
+    """Removes the links to checkpoints that are deleted."""
+    gone = {f"step_{step}" for step in steps}
+    for path in directory.iterdir():
+        if path.is_symlink() and str(path.readlink()) in gone:
+            path.unlink()

@@ -49,12 +49,19 @@ def test_early_stopping_is_resumed_at_its_own_look_and_not_one_before(tmp_path):
 
 
 def test_a_checkpoint_is_named_and_ranked_by_the_metrics_of_its_own_step(tmp_path):
-    keeper = lj.ModelCheckpoint("val/loss", save_top_k=-1)
+    keeper = lj.ModelCheckpoint("val/loss", save_top_k=2, every_n_train_steps=3, filename="{epoch}-{val/loss:.4f}")
     arguments = dict(enable_checkpointing=True, default_root_dir=tmp_path)
     trainer = quiet(max_epochs=4, callbacks=keeper, **arguments)
     result = trainer.fit(linear_task(), loader(), loader(8))
     by_step = {row["step"]: row["val/loss"] for row in result.history if "val/loss" in row}
-    for path in (result.directory / "checkpoints").glob("step_*"):
+    links = {path.name: path for path in (result.directory / "checkpoints").iterdir() if path.is_symlink()}
+    paths = list((result.directory / "checkpoints").glob("step_*"))
+    # A link goes with its checkpoint; there are the two best, of which one is the last.
+    assert len(links) == len(paths) == 2
+    for name, link in links.items():
+        step = lj.Checkpoint.open(link).step
+        assert name == f"epoch={step // 5 - 1}-val_loss={by_step[step]:.4f}"
+    for path in paths:
         checkpoint = lj.Checkpoint.open(path)
         assert checkpoint.metrics["val/loss"] == by_step[checkpoint.step]
         found = trainer.validate(linear_task(), loader(8), state=checkpoint)
@@ -93,3 +100,14 @@ def test_accumulation_takes_the_short_group_at_the_end_of_an_epoch():
     data = lj.ArrayLoader(digit_like_data(5 * 16), 16)
     result = quiet(max_epochs=3, accumulate_grad_batches=2).fit(mlp_task(), data)
     assert int(result.state.step) == 3 * 3  # two groups of two and one of one
+
+
+def test_a_checkpoint_between_evaluations_is_not_named_by_an_old_metric(tmp_path):
+    keeper = lj.ModelCheckpoint(
+        every_n_train_steps=3, save_top_k=-1, filename="{step}-{val/loss:.1f}", auto_insert_metric_name=False
+    )
+    result = quiet(max_epochs=1, callbacks=keeper, enable_checkpointing=True, default_root_dir=tmp_path).fit(
+        linear_task(), loader(), loader(8)
+    )
+    names = {path.name for path in (result.directory / "checkpoints").iterdir() if path.is_symlink()}
+    assert names == {f"5-{result.metrics['val/loss']:.1f}"}

@@ -46,6 +46,7 @@ from lightjax.remat import remat
 from lightjax.result import FitResult
 from lightjax.run import Run
 from lightjax.seeding import seed_everything
+from lightjax.sharding import Sharded, shard_batch
 from lightjax.state import TrainState
 from lightjax.summary import summarize
 from lightjax.task import Task, TaskLike
@@ -99,6 +100,7 @@ __all__ = [
     "RecompileError",
     "Run",
     "SpikeDetection",
+    "Sharded",
     "StepError",
     "StochasticWeightAveraging",
     "Sum",
@@ -117,6 +119,7 @@ __all__ = [
     "remat",
     "restore",
     "seed_everything",
+    "shard_batch",
     "summarize",
     "tune",
     "value_and_grad",

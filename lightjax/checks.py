@@ -12,6 +12,7 @@ from lightjax.loggers import Logger
 from lightjax.policy import Policy
 from lightjax.profiler.choice import profiler_conflict
 from lightjax.schedule import seconds
+from lightjax.strategy import conflicts_in
 
 if TYPE_CHECKING:
     from lightjax.trainer import Trainer
@@ -59,6 +60,7 @@ def check_arguments(trainer: Trainer) -> None:
         conflicts.append("enable_checkpointing=False, but callbacks holds a ModelCheckpoint: leave one of them out")
     if trainer.on_save_error not in ("raise", "warn"):
         conflicts.append(f"on_save_error={trainer.on_save_error!r}: write 'raise' or 'warn'")
+    conflicts += conflicts_in(trainer.strategy, trainer.devices, trainer.mesh)
     if conflicts:
         raise ConfigurationError(
             "Trainer cannot do what it was asked for:\n" + "\n".join(f"  {one}" for one in conflicts)

@@ -117,7 +117,7 @@ class Evaluation:
                     totals = engine.evaluate(run.state, totals, stretch, stage)
                 run.eval_batch += stretch.count
                 call(self._after_batch, f"on_{HOOKS[self.stage]}_batch_end", run)
-                bound(in_flight, totals)
+                bound(in_flight, totals, engine.calls_in_flight)
                 self.progress.update_evaluation(run.eval_batch)
         self.progress.end_evaluation({})
         return None if self.stop() else totals

@@ -25,7 +25,6 @@ from lightjax.data.module import in_use
 from lightjax.data.stage import FitData, Loaders, fit_data, stage_data
 from lightjax.engine.engine import Engine
 from lightjax.engine.jit import JitEngine
-from lightjax.engine.layout import OneDevice
 from lightjax.errors import ConfigurationError
 from lightjax.evaluation import Evaluation, metric_names, trace
 from lightjax.history import HISTORY_FILE, History
@@ -49,6 +48,7 @@ from lightjax.run_directory import DEFAULT_ROOT, create_run_directory
 from lightjax.schedule import Schedule, seconds
 from lightjax.seeding import global_seed
 from lightjax.shortcuts import rehearse, strip
+from lightjax.strategy import Devices, MeshLike, Strategy, layout_of
 from lightjax.summary import summarize
 from lightjax.task import TaskLike
 
@@ -68,6 +68,12 @@ class Trainer:
       max_time: "DD:HH:MM:SS", seconds, a timedelta or its arguments as a dict; the call that is under way is finished.
       seed: of the key that `init` receives, `jax.random.key(seed)`; that of `lj.seed_everything` when None, 0 without.
       deterministic: choose kernels that give the same bits every time, where others are faster (on GPUs).
+      strategy: how training spreads over several devices. "jit" (and "auto") keeps the state whole on each and splits
+        batches; "fsdp" splits the state, too; `lj.Sharded` says leaf by leaf. The same step gives the same training.
+      devices: how many, which (indices, or some of `jax.devices()`), or "auto": all, or `jax_default_device` where that
+        is set.
+      mesh: how "jit" and "fsdp" arrange the devices: axis names with sizes, or a `jax.sharding.Mesh`.
+      seed: of the key that `init` receives, `jax.random.key(seed)`.
       precision: "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true" or "64-true" (or 32, 16, "bf16", 64), or an
         `lj.Precision`; None leaves everything as it is. Mixed keeps float32 parameters and casts them, and the batch,
         for the compute, in evaluation and prediction, too; float16 scales the loss.
@@ -151,6 +157,10 @@ class Trainer:
         min_steps: int | None = None,
         max_time: str | float | timedelta | dict[str, int] | None = None,
         seed: int | None = None,
+        strategy: Strategy = "auto",
+        devices: Devices = "auto",
+        mesh: MeshLike | None = None,
+        seed: int = 0,
         precision: str | int | Precision | None = None,
         accumulate_grad_batches: int | Mapping[int, int] = 1,
         microbatches: int = 1,
@@ -203,6 +213,10 @@ class Trainer:
         self.requeue = requeue
         self.seed = global_seed() if seed is None else seed
         self.deterministic = deterministic
+        self.strategy: Strategy = strategy
+        self.devices: Devices = devices
+        self.mesh = mesh
+        self.seed = seed
         self.steps_per_call: int | Literal["auto"] = steps_per_call
         self.microbatches = microbatches
         self.policy: dict[str, Any] = {
@@ -330,6 +344,7 @@ class Trainer:
         if checkpoint is not None:
             epoch = checkpoint.about()["position"]["epoch"]
             self._epoch = epoch - epoch % every if every else epoch
+        engine = self._engine_for(task)
         data = fit_data(
             train_data,
             val_data,
@@ -339,11 +354,11 @@ class Trainer:
             reload_every_n_epochs=every,
             accumulation=self._accumulation,
             kept=None if checkpoint is None else checkpoint.about().get("datamodule"),
+            share=engine.share,
         )
         self._estimated_steps = self._steps_of(data.train.batches)
         cache = compilation_cache_in(self._cache_directory(has_files=keeper is not None or bool(self.loggers)))
         with Interrupt() as interrupt, cache:
-            engine = self._engine_for(task)
             batch = data.train.first()
             given = checkpoint
             if checkpoint is None and state is not None:
@@ -533,6 +548,7 @@ class Trainer:
     def _predict(self, task: TaskLike, data: Any, state: Any, datamodule: Any, return_predictions: bool) -> Any:
         loaders = stage_data("predict", data, datamodule, self.limits["predict"])
         engine = self._engine_for(task)
+        loaders = stage_data("predict", data, datamodule, self.limits["predict"], engine.share)
         state = self._state_to_evaluate(engine, state, loaders)
         with self._evaluating(engine, state, "predict") as (run, progress):
             call(self.callbacks, "on_predict_start", run)
@@ -548,8 +564,8 @@ class Trainer:
     def _evaluate(
         self, stage: Literal["val", "test"], task: TaskLike, data: Any, state: Any, datamodule: Any
     ) -> dict[str, Any]:
-        loaders = stage_data(stage, data, datamodule, self.limits[stage])
         engine = self._engine_for(task)
+        loaders = stage_data(stage, data, datamodule, self.limits[stage], engine.share)
         state = self._state_to_evaluate(engine, state, loaders)
         trace(engine, state, loaders)
         with self._evaluating(engine, state, "validate" if stage == "val" else "test") as (run, progress):
@@ -643,6 +659,8 @@ class Trainer:
             self._engine = JitEngine(
                 extended_task(task, self.callbacks),
                 OneDevice(jax.devices()[0]),
+                task,
+                layout_of(self.strategy, self.devices, self.mesh),
                 log_every_n_steps=self.log_every_n_steps,
                 eval_batches_per_call=batches,
                 strict=self.strict,

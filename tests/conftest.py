@@ -26,6 +26,8 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tests run on one device unless they name more: bits are compared with loops on one.
+jax.config.update("jax_default_device", jax.devices()[0])
 
 THREADS_ALLOWED_TO_STAY = (
     "asyncio_",  # orbax works through asyncio's default executor, which lives until the process ends

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from lightjax import _tree
+from lightjax.data.share import put_everywhere
 from lightjax.errors import DataError
 
 
@@ -67,7 +68,7 @@ class ArrayLoader:
             )
         self._next_epoch = 0
         self._order: tuple[int, np.ndarray] | None = None
-        self._device_arrays: Any = None
+        self._device_arrays: tuple[Any, Any] | None = None
 
     def __len__(self) -> int:
         """Returns the number of batches in an epoch."""
@@ -95,11 +96,15 @@ class ArrayLoader:
             rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield jax.tree.map(lambda array, rows=rows: array[rows], self.arrays)
 
-    def device_arrays(self) -> Any:
-        """Returns the arrays on the default device; they are moved there once."""
-        if self._device_arrays is None:
-            self._device_arrays = jax.device_put(self.arrays)
-        return self._device_arrays
+    def device_arrays(self, sharding: Any = None) -> Any:
+        """Returns the arrays on the device; they are moved there once.
+
+        Args:
+          sharding: where they are to lie; the default device when None.
+        """
+        if self._device_arrays is None or self._device_arrays[0] != sharding:
+            self._device_arrays = (sharding, put_everywhere(self.arrays, sharding))
+        return self._device_arrays[1]
 
     def order(self, epoch: int) -> np.ndarray:
         """Returns the order of the examples in an epoch: int32, [examples]."""

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from lightjax.data.array_loader import ArrayLoader
+from lightjax.data.share import ALL, Share, put_everywhere
 from lightjax.data.stretch import Cursor, Gathered, Stacked, Stretch, canonical, stacked_spec
 
 
@@ -19,14 +20,18 @@ class ArraySource:
       loader: the loader.
       name: what the user calls it.
       limit: batches of an epoch at most.
+      share: what of it this process reads.
     """
 
-    def __init__(self, loader: ArrayLoader, name: str, limit: int | None = None) -> None:
+    def __init__(self, loader: ArrayLoader, name: str, limit: int | None = None, share: Share = ALL) -> None:
         self.loader = loader
+        self.share = share
         self.name = name
         self.batches = min(len(loader), limit if limit is not None else len(loader))
         # What jax would do with wide dtypes is done once here instead of at every transfer.
-        self.arrays = loader.device_arrays() if loader.on_device else jax.tree.map(canonical, loader.arrays)
+        self.arrays = (
+            loader.device_arrays(share.everywhere) if loader.on_device else jax.tree.map(canonical, loader.arrays)
+        )
 
     def first(self) -> Any:
         """Returns the first batch of epoch 0."""
@@ -67,7 +72,7 @@ class ArraySource:
 class _ArrayCursor:
     def __init__(self, source: ArraySource, order: np.ndarray, start: int) -> None:
         self.source, self.order, self.next = source, order, start
-        self.device_order = jax.device_put(order) if source.loader.on_device else None
+        self.device_order = put_everywhere(order, source.share.everywhere) if source.loader.on_device else None
 
     def take(self, most: int, capacity: int) -> Stretch | None:
         loader = self.source.loader
@@ -80,14 +85,18 @@ class _ArrayCursor:
         count, capacity, size = (min(most, full), capacity, size) if full > 0 else (1, 1, loader.examples % size)
         self.next += count
         if loader.on_device:
-            steps = Gathered(self.source.arrays, self.device_order, np.int32(first), size, capacity)
-        else:
-            steps = Stacked(self._gather(first, count, size, capacity))
-        return Stretch(steps, count)
-
-    def _gather(self, first: int, count: int, size: int, capacity: int) -> Any:
+            return Stretch(Gathered(self.source.arrays, self.device_order, np.int32(first), size, capacity), count)
+        mine = self.source.share.rows(size)
         rows = self.order[first : first + count * size]
-        if not self.source.loader.shuffle and count == capacity:
+        parts = size // (mine.stop - mine.start)
+        if parts > 1:
+            rows = rows.reshape(count, size)[:, mine].reshape(-1)
+        return Stretch(
+            Stacked(self._gather(rows, first, count, size // parts, capacity, whole=parts == 1)), count, parts
+        )
+
+    def _gather(self, rows: np.ndarray, first: int, count: int, size: int, capacity: int, *, whole: bool) -> Any:
+        if whole and not self.source.loader.shuffle and count == capacity:
             # Nothing to gather: the stack is a view of the arrays.
             return jax.tree.map(
                 lambda array: array[first : first + count * size].reshape(count, size, *array.shape[1:]),

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from lightjax.data.array_loader import ArrayLoader
 from lightjax.data.array_source import ArraySource
 from lightjax.data.iterable_source import IterableSource, a_or_an
+from lightjax.data.share import ALL, Share
 from lightjax.data.stretch import Cursor, Gathered, Stacked
 from lightjax.errors import DataError
 
@@ -58,19 +59,20 @@ class Source(Protocol):
         ...
 
 
-def as_source(data: Any, name: str, limit: int | float | None = None) -> Source:
+def as_source(data: Any, name: str, limit: int | float | None = None, share: Share = ALL) -> Source:
     """Makes a source of what the user passed.
 
     Args:
       data: an `ArrayLoader`, any iterable of batches, or a function that returns an iterable (a generator function).
       name: what the user calls it, for messages: "train_data".
       limit: batches of an epoch to use at most: a number, or a fraction of the loader's length.
+      share: what of it this process reads.
 
     Raises:
       DataError: `data` is none of these, or a fraction is asked of a loader without length.
     """
     if isinstance(data, ArrayLoader):
-        return ArraySource(data, name, _limit(limit, len(data), name))
+        return ArraySource(data, name, _limit(limit, len(data), name), share)
     if not isinstance(data, Iterable) and callable(data):
         return IterableSource(data, name, _limit(limit, None, name))
     if isinstance(data, dict | str | bytes) or not (isinstance(data, Iterable) or hasattr(data, "__getitem__")):

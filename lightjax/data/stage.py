@@ -13,6 +13,7 @@ import numpy as np
 from lightjax.data.array_loader import ArrayLoader
 from lightjax.data.grouped import Accumulation, Grouped
 from lightjax.data.module import loader_of, set_up
+from lightjax.data.share import ALL, Share
 from lightjax.data.source import Source, as_source
 from lightjax.errors import ConfigurationError, DataError
 
@@ -56,6 +57,7 @@ def fit_data(
     reload_every_n_epochs: int = 0,
     accumulation: Accumulation | None = None,
     kept: Any = None,
+    share: Share = ALL,
 ) -> FitData:
     """Returns the training data and the validation data.
 
@@ -68,6 +70,7 @@ def fit_data(
       reload_every_n_epochs: how often the data module makes its loaders anew; 0 for never.
       accumulation: how many batches of the training data make a step; one when None.
       kept: what the data module's `state_dict` returned in the run that is resumed; None without one.
+      share: what of the data this process reads.
 
     Raises:
       ConfigurationError: loaders and a data module were given, or no training data.
@@ -91,18 +94,20 @@ def fit_data(
         if train is None:
             raise ConfigurationError("fit got no training data; pass train_data or datamodule.")
         if overfit_batches:
-            source = as_source(*_without_shuffling(train, overfit_batches, "train_data"))
+            source = as_source(*_without_shuffling(train, overfit_batches, "train_data"), share)
         else:
-            source = as_source(train, "train_data", limits["train"])
+            source = as_source(train, "train_data", limits["train"], share)
         if accumulation is not None and accumulation.largest > 1:
             source = Grouped(source, accumulation)
-        return source, loaders_of(val, "val_data", limits["val"])
+        return source, loaders_of(val, "val_data", limits["val"], share)
 
     again = make if reload_every_n_epochs else None
     return FitData(*make(), make=again, every_n_epochs=reload_every_n_epochs, datamodule=datamodule)
 
 
-def stage_data(stage: Literal["val", "test", "predict"], data: Any, datamodule: Any, limit: Limit) -> Loaders:
+def stage_data(
+    stage: Literal["val", "test", "predict"], data: Any, datamodule: Any, limit: Limit, share: Share = ALL
+) -> Loaders:
     """Returns the data of an evaluation or prediction by loader.
 
     Raises:
@@ -118,16 +123,16 @@ def stage_data(stage: Literal["val", "test", "predict"], data: Any, datamodule: 
         raise ConfigurationError(f"No {stage} data was given; pass data or datamodule.")
     if limit == 0:
         raise ConfigurationError(f"limit_{stage}_batches=0 leaves nothing of the {stage} data to run on; leave it out.")
-    return loaders_of(data, f"{stage} data", limit)
+    return loaders_of(data, f"{stage} data", limit, share)
 
 
-def loaders_of(data: Any, name: str, limit: Limit) -> Loaders:
+def loaders_of(data: Any, name: str, limit: Limit, share: Share = ALL) -> Loaders:
     """Returns sources of one loader, named "", or of a dict of loaders by their names; {} for None or a limit of 0."""
     if data is None or limit == 0:
         return {}
     if not isinstance(data, dict) or any(hasattr(loader, "__array__") for loader in data.values()):
-        return {"": as_source(data, name, limit)}
-    return {str(key): as_source(loader, f"{name}[{key!r}]", limit) for key, loader in data.items()}
+        return {"": as_source(data, name, limit, share)}
+    return {str(key): as_source(loader, f"{name}[{key!r}]", limit, share) for key, loader in data.items()}
 
 
 def _without_shuffling(data: Any, batches: int | float, name: str) -> tuple[Any, str, Limit]:

@@ -79,6 +79,7 @@ class Stretch:
     Attributes:
       steps: gives the batch of each step.
       count: steps to run, at most `steps.capacity`.
+      parts: into how many parts the rows of its batches are cut, one of which this process has; 1 where it has all.
       control: int32 array for the program, on the device: the count, and what was done before; None until it is placed.
       place: where the loader is after these batches, as JSON; None where epoch and batch say it all.
       group: batches of the loader that each step takes.
@@ -86,6 +87,7 @@ class Stretch:
 
     steps: Stacked | Gathered
     count: int
+    parts: int = 1
     control: Any = None
     place: Any = None
     group: int = 1

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import jax
 
+from lightjax.data.share import Share
 from lightjax.data.source import Source
 from lightjax.data.stretch import Stretch
 from lightjax.engine.packing import Vectors
@@ -31,6 +32,16 @@ class Engine(Protocol):
     @property
     def platform(self) -> str:
         """The kind of device steps run on: "cpu", "gpu", "tpu"."""
+        ...
+
+    @property
+    def share(self) -> Share:
+        """What of the data this process reads."""
+        ...
+
+    @property
+    def calls_in_flight(self) -> int:
+        """How many calls may be unfinished."""
         ...
 
     @property

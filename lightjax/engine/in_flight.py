@@ -11,8 +11,8 @@ import jax
 CALLS_IN_FLIGHT = 4
 
 
-def bound(in_flight: deque[Any], newest: Any) -> None:
+def bound(in_flight: deque[Any], newest: Any, limit: int) -> None:
     """Waits until few calls are unfinished: queues cost memory, and simulated devices lock up in long ones."""
     in_flight.append(newest)
-    if len(in_flight) > CALLS_IN_FLIGHT:
+    if len(in_flight) > limit:
         jax.block_until_ready(in_flight.popleft())

@@ -11,8 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
 from lightjax import _tree
+from lightjax.data.share import Share
 from lightjax.data.source import Source
 from lightjax.data.stretch import STACK_BYTES, Stretch
 from lightjax.engine.compiler import Compiler
@@ -69,22 +71,39 @@ class JitEngine:
         return self.layout.platform
 
     @property
+    def share(self) -> Share:
+        """What of the data this process reads."""
+        return self.layout.share
+
+    @property
+    def calls_in_flight(self) -> int:
+        """How many calls may be unfinished."""
+        return self.layout.calls_in_flight
+
+    @property
     def compile_s(self) -> float:
         """Seconds the newest program took to compile."""
         return self._compiler.compile_s
 
     def create_state(self, key: jax.Array, batch: Any) -> Any:
         """Runs the task's `init`, compiled; every leaf is made where it is to lie."""
-        init = jax.jit(checked_init(self.task, self.request))
         with self.layout.scope():
-            shardings = self.layout.state(jax.eval_shape(init, key, batch))
+            jaxpr, shapes = jax.make_jaxpr(checked_init(self.task, self.request), return_shape=True)(key, batch)
+            shardings = jax.tree.leaves(self.layout.state(shapes))
+            init = jax.jit(core.jaxpr_as_fun(jaxpr), out_shardings=shardings)
             placed = jax.device_put((key, batch), (self.layout.replicated, self.layout.batch(batch)))
             init = jax.jit(init, out_shardings=shardings, compiler_options=self._options or None)
             return _own_buffers(init(*placed))
+            return _own_buffers(jax.tree.unflatten(jax.tree.structure(shapes), init(*jax.tree.leaves(placed))))
 
     def abstract_state(self, key: jax.Array, batch: Any) -> Any:
-        """Returns the shapes of the state that `init` makes, without making it."""
-        return jax.eval_shape(checked_init(self.task, self.request), key, batch)
+        """Returns the shapes of the state that `init` makes, and where it is to lie, without making it."""
+        shapes = jax.eval_shape(checked_init(self.task, self.request), key, batch)
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            self.layout.state(shapes),
+        )
 
     def adopt_state(self, state: Any) -> Any:
         """Copies a state of the user's to the devices: the steps donate what they run on."""
@@ -103,8 +122,7 @@ class JitEngine:
           *before: for "train", optimizer steps and batches of the epoch done before; for "eval", batches evaluated.
         """
         control = np.array([stretch.count if self.loops(stage) else 0, *before], np.int32)
-        shardings = (self.layout.steps(stretch.steps), self.layout.replicated)
-        steps, control = jax.device_put((stretch.steps, control), shardings)
+        steps, control = self.layout.put(stretch.steps, control, stretch.parts)
         return dataclasses.replace(stretch, steps=steps, control=control)
 
     def trace_train(self, state: Any, batch: Any) -> None:
@@ -260,7 +278,7 @@ class JitEngine:
 
     def _lowered(self, stage: str, steps: Steps) -> Any:
         traced, everywhere = self._traced[stage], self.layout.replicated
-        step, packing = traced.step, traced.packing
+        step, packing = self.layout.held(traced.step), traced.packing
         looped, every = self.loops(stage), self.log_every_n_steps
         totals, rows = jax.eval_shape(lambda: (packing.zeros(), packing.zeros(steps.capacity)))
         # A program is compiled for arguments that lie where they are placed.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
 
+from lightjax.data.share import Share
+from lightjax.engine.in_flight import CALLS_IN_FLIGHT
 from lightjax.engine.program import Steps
 
 
@@ -25,7 +28,7 @@ class Layout(Protocol):
         ...
 
     def state(self, shapes: Any) -> Any:
-        """Returns the sharding of every leaf of a state (or one for all)."""
+        """Returns the sharding of every leaf of a state."""
         ...
 
     def steps(self, steps: Steps) -> Any:
@@ -36,8 +39,32 @@ class Layout(Protocol):
         """Returns the sharding of every leaf of a single batch (or one for all)."""
         ...
 
+    def held(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns a train or eval step that says inside of a program where its state and batch lie."""
+        ...
+
+    def put(self, steps: Steps, control: Any, parts: int) -> tuple[Steps, Any]:
+        """Puts a stretch, and what its program has to know, on the devices; does not wait.
+
+        Args:
+          steps: on the host, or on the devices.
+          control: a small host array.
+          parts: into how many parts the rows of batches are cut, one of which this process has.
+        """
+        ...
+
     def scope(self) -> AbstractContextManager[Any]:
         """Returns the context in which steps are traced and lowered."""
+        ...
+
+    @property
+    def share(self) -> Share:
+        """What of the data this process reads."""
+        ...
+
+    @property
+    def calls_in_flight(self) -> int:
+        """How many calls may be unfinished."""
         ...
 
 
@@ -59,7 +86,7 @@ class OneDevice:
 
     def state(self, shapes: Any) -> Any:
         """The device."""
-        return self.replicated
+        return jax.tree.map(lambda _: self.replicated, shapes)
 
     def steps(self, steps: Steps) -> Any:
         """The device."""
@@ -69,6 +96,24 @@ class OneDevice:
         """The device."""
         return self.replicated
 
+    def held(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """The step."""
+        return step
+
+    def put(self, steps: Steps, control: Any, parts: int) -> tuple[Steps, Any]:
+        """One transfer."""
+        return jax.device_put((steps, control), self.replicated)
+
     def scope(self) -> AbstractContextManager[Any]:
         """No context."""
         return nullcontext()
+
+    @property
+    def share(self) -> Share:
+        """Everything."""
+        return Share(self.replicated)
+
+    @property
+    def calls_in_flight(self) -> int:
+        """A few."""
+        return CALLS_IN_FLIGHT

@@ -1,0 +1,46 @@
+"""Share: which rows of every batch this process reads, and where data that stays on the devices lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of the data that belongs to this process.
+
+    Attributes:
+      everywhere: the sharding of what lies whole on every device; None for jax's default device.
+      part: which part of the rows of a batch this process reads, counted from 0.
+      parts: into how many parts the rows of a batch are cut.
+    """
+
+    everywhere: Any = None
+    part: int = 0
+    parts: int = 1
+
+    def rows(self, size: int) -> slice:
+        """Returns the rows of a batch of this size that this process reads: all, where they cannot be cut evenly."""
+        if size % self.parts:
+            return slice(0, size)
+        length = size // self.parts
+        return slice(self.part * length, (self.part + 1) * length)
+
+
+def put_everywhere(tree: Any, sharding: Any) -> Any:
+    """Puts arrays that every process has whole where all devices see them; does not wait.
+
+    Args:
+      tree: pytree of host arrays, the same in every process.
+      sharding: one for all, that lays them whole on every device; None for the default device.
+    """
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf, leaf.shape), tree)
+
+
+# A process alone reads everything.
+ALL = Share()

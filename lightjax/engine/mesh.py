@@ -1,0 +1,131 @@
+"""Meshed: a layout over many devices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lightjax import _tree
+from lightjax.data.share import Share
+from lightjax.data.stretch import Stacked
+from lightjax.engine.in_flight import CALLS_IN_FLIGHT
+from lightjax.engine.partition import partition
+from lightjax.engine.program import Steps
+from lightjax.sharding import DATA_AXIS, Sharded, shard_batch
+
+
+@dataclass(frozen=True)
+class Meshed:
+    """States as a strategy says, batches split over the axis "data", on a mesh of devices.
+
+    A batch that does not divide is placed whole, and split unevenly inside the program: no example is dropped, padded
+    or counted twice.
+
+    Attributes:
+      mesh: the devices; every axis is automatic (`AxisType.Auto`).
+      strategy: says which leaves are split.
+      calls_in_flight: how many calls may be unfinished.
+    """
+
+    mesh: jax.sharding.Mesh
+    strategy: Sharded
+    calls_in_flight: int = CALLS_IN_FLIGHT
+
+    @property
+    def platform(self) -> str:
+        """The kind of device."""
+        return self.mesh.devices.flat[0].platform
+
+    @property
+    def replicated(self) -> jax.sharding.Sharding:
+        """Every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def state(self, shapes: Any) -> Any:
+        """Chooses for every leaf.
+
+        Raises:
+          ConfigurationError: the strategy does not fit the state.
+        """
+        return partition(shapes, self.mesh, self.strategy)
+
+    def steps(self, steps: Steps) -> Any:
+        """The rows of batches over the axis "data"; arrays that batches are gathered from lie on every device."""
+        return self._rows(steps, 1) if isinstance(steps, Stacked) else self.replicated
+
+    def batch(self, batch: Any) -> Any:
+        """The rows over the axis "data"."""
+        return self._rows(batch, 0)
+
+    def held(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """Holds the batch to the axis "data", and the state to where it lay: XLA is free to move both in a loop."""
+
+        def held_step(state: Any, batch: Any) -> Any:
+            returned = step(state, shard_batch(batch))
+            if not isinstance(returned, tuple):
+                return returned
+            new_state, metrics = returned
+            return jax.lax.with_sharding_constraint(new_state, self.state(_tree.abstract(state))), metrics
+
+        return held_step
+
+    def put(self, steps: Steps, control: Any, parts: int) -> tuple[Steps, Any]:
+        """One transfer to all devices of this process."""
+        return jax.device_put((steps, control), (self.steps(steps), self.replicated))
+
+    def scope(self) -> AbstractContextManager[Any]:
+        """The mesh, for `lj.shard_batch`."""
+        return jax.set_mesh(self.mesh)
+
+    @property
+    def share(self) -> Share:
+        """Everything."""
+        return Share(self.replicated)
+
+    def _rows(self, tree: Any, axis: int) -> Any:
+        split = NamedSharding(self.mesh, PartitionSpec(*[None] * axis, DATA_AXIS))
+        parts = self.mesh.shape[DATA_AXIS]
+        return jax.tree.map(
+            lambda leaf: split if leaf.ndim > axis and leaf.shape[axis] % parts == 0 else self.replicated, tree
+        )
+
+
+def make_mesh(wanted: Any, devices: list[Any]) -> tuple[jax.sharding.Mesh | None, str | None]:
+    """Arranges devices as a mesh with automatic axes.
+
+    Returns:
+      The mesh, or what is wrong with the one that is wanted.
+    """
+    if isinstance(wanted, jax.sharding.Mesh):
+        if DATA_AXIS not in wanted.axis_names:
+            return None, _no_data_axis(wanted.axis_names)
+        return jax.sharding.Mesh(wanted.devices, wanted.axis_names), None
+    sizes = dict(wanted)
+    text = f"mesh={sizes} for {len(devices)} devices"
+    if DATA_AXIS not in sizes:
+        return None, _no_data_axis(sizes)
+    open_axes = [name for name, size in sizes.items() if size == -1]
+    if len(open_axes) > 1 or any(not isinstance(size, int) or (size < 1 and size != -1) for size in sizes.values()):
+        return None, f"{text}: sizes are positive, and one at most is -1 for all devices that are left"
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if open_axes:
+        sizes[open_axes[0]] = len(devices) // fixed
+    if math.prod(sizes.values()) != len(devices):
+        return (
+            None,
+            f"{text}: {' x '.join(map(str, sizes.values()))} are not {len(devices)}; write sizes that multiply up",
+        )
+    return jax.make_mesh(
+        tuple(sizes.values()), tuple(sizes), (jax.sharding.AxisType.Auto,) * len(sizes), devices=devices
+    ), None
+
+
+def _no_data_axis(names: Any) -> str:
+    listed = ", ".join(names)
+    return f"the mesh has the axes {listed} and none named {DATA_AXIS!r}, over which batches are split: name one so"

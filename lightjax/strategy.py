@@ -17,7 +17,7 @@ from lightjax.sharding import DATA_AXIS, Sharded
 Strategy = Literal["auto", "jit", "fsdp", "pmap"] | Sharded
 Devices = int | Literal["auto"] | Sequence[Any]
 MeshLike = Mapping[str, int] | jax.sharding.Mesh
-NAMES = ("auto", "jit", "fsdp", "pmap")
+NAMES = ("auto", "jit", "fsdp")
 
 
 def conflicts_in(strategy: Any, devices: Any, mesh: Any) -> list[str]:

@@ -40,6 +40,7 @@ from lightjax.gradient import grad, value_and_grad
 from lightjax.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightjax.loss_scale import LossScaling
 from lightjax.metrics import Accuracy, Last, Max, Mean, Metric, Min, Sum
+from lightjax.plan import Plan
 from lightjax.policy import Policy
 from lightjax.precision import Precision
 from lightjax.remat import remat
@@ -91,6 +92,7 @@ __all__ = [
     "NonfiniteError",
     "OnExceptionCheckpoint",
     "Perplexity",
+    "Plan",
     "Policy",
     "Precision",
     "PrecisionScore",

@@ -1,4 +1,5 @@
 """The command line: `lightjax checkpoint ls|verify|show DIRECTORY`, `lightjax report DIRECTORY...`."""
+"""The command line: `lightjax checkpoint ls|verify|show DIRECTORY` and `lightjax plan SCRIPT:TASK`."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from pathlib import Path
 from lightjax.checkpoint import Checkpoint, steps_in
 from lightjax.checkpoint.catalog import FOLDER
 from lightjax.errors import CheckpointError, ConfigurationError
+from lightjax.plan_command import add_plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return chosen.run(chosen)
     except (CheckpointError, ConfigurationError, ModuleNotFoundError) as error:
+    add_plan(commands)
+    chosen = parser.parse_args(arguments)
+    try:
+        return chosen.run(chosen)
+    except (CheckpointError, ConfigurationError) as error:
         print(error, file=sys.stderr)
         return 1
 

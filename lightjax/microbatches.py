@@ -89,7 +89,8 @@ def in_microbatches(part: Part, batch: Any, size: int, carried: Any) -> tuple[ja
 def replica_mean(means: Any, weight: jax.Array, axis: str) -> Any:
     """Averages means over a mapped axis, each replica counted with its weight."""
     sums, weight = lax.psum((weighted(means, weight), weight), axis)
-    return jax.tree.map(lambda leaf: leaf / weight, sums)
+    # Without any weight at all the gradient is zero, as that of a mean over nothing is on one device.
+    return jax.tree.map(lambda leaf: leaf / jnp.where(weight == 0, 1, weight), sums)
 
 
 def weighted(means: Any, weight: jax.Array) -> Any:

@@ -30,7 +30,8 @@ class Policy:
       remat: what the loss keeps for its gradient, as for `lj.remat`; None keeps everything.
       trainable: regular expressions (`re.search`) for the paths of the parameters to train, or a pytree of bools like
         the parameters; None trains all. The others get no gradient computed and have no optimizer state.
-      replica_axis: the name of a mapped axis (`jax.pmap`, `jax.shard_map`) that gradients are averaged over, by weight.
+      replica_axis: the name of a mapped axis (`jax.pmap`, `jax.shard_map`) that gradients are averaged over, by weight,
+        and batch statistics evenly; keys differ along it.
       gradient_clip_val: the largest norm, or the largest absolute value, of a gradient; None or 0 clips nothing.
       gradient_clip_algorithm: "norm" (the norm of all gradients together) or "value" (every number).
       track_grad_norm: keep the norm before clipping in `state.grad_norm` and report it; clipping by norm does, too.
@@ -99,6 +100,15 @@ class Policy:
     def clips_norm(self) -> bool:
         """Whether gradients are clipped by their norm."""
         return bool(self.gradient_clip_val) and self.gradient_clip_algorithm == "norm"
+
+    def averaged_over_replicas(self, model_state: Any) -> Any:
+        """Averages the floating leaves of a model state over the replicas, which have to agree on it."""
+        axis = self.replica_axis
+        if axis is None:
+            return model_state
+        return jax.tree.map(
+            lambda leaf: jax.lax.pmean(leaf, axis) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, model_state
+        )
 
     def clipped(self, grads: Any, norm: jax.Array | None) -> Any:
         """Clips gradients; `norm` is theirs."""

@@ -184,7 +184,8 @@ class TrainState:
         }
         if model_state is not _UNCHANGED:
             mixed = policy.precision.compute is not None
-            changed["model_state"] = _like(model_state, self.model_state) if mixed else model_state
+            model_state = _like(model_state, self.model_state) if mixed else model_state
+            changed["model_state"] = policy.averaged_over_replicas(model_state)
         if policy.skips:
             before = {name: getattr(self, name) for name in changed}
             changed = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, before)
@@ -213,7 +214,8 @@ class TrainState:
     def key_for(self, name: str) -> jax.Array:
         """Derives the key of this step for one purpose: `fold_in` of the key with the step and the name.
 
-        The key depends on nothing else, so that a resumed run draws the same numbers.
+        The key depends on nothing else, so that a resumed run draws the same numbers; but replicas that see different
+        rows (`policy.replica_axis`) have different keys.
 
         Args:
           name: what the randomness is for; each name has its own stream.
@@ -232,7 +234,9 @@ class TrainState:
                 f"key_for({name!r}) was called on a state without a key; "
                 "pass the key that init receives: TrainState.create(..., key=key)."
             )
-        return jax.random.fold_in(jax.random.fold_in(self.key, self.step), zlib.crc32(name.encode()))
+        key = jax.random.fold_in(jax.random.fold_in(self.key, self.step), zlib.crc32(name.encode()))
+        axis = self.policy.replica_axis
+        return key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
 
 
 def _fitting(opt_state: Any, optimizer: optax.GradientTransformation, params: Any) -> Any:

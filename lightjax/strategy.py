@@ -11,13 +11,14 @@ import jax
 from lightjax.engine.in_flight import CALLS_IN_FLIGHT
 from lightjax.engine.layout import Layout, OneDevice
 from lightjax.engine.mesh import Meshed, make_mesh
+from lightjax.engine.replicas import Replicas
 from lightjax.errors import ConfigurationError
 from lightjax.sharding import DATA_AXIS, Sharded
 
 Strategy = Literal["auto", "jit", "fsdp", "pmap"] | Sharded
 Devices = int | Literal["auto"] | Sequence[Any]
 MeshLike = Mapping[str, int] | jax.sharding.Mesh
-NAMES = ("auto", "jit", "fsdp")
+NAMES = ("auto", "jit", "fsdp", "pmap")
 
 
 def conflicts_in(strategy: Any, devices: Any, mesh: Any) -> list[str]:
@@ -55,11 +56,12 @@ def layout_of(strategy: Strategy, devices: Devices, mesh: MeshLike | None) -> La
     if len(found) == 1 and strategy in ("auto", "jit"):
         return OneDevice(found[0])
     sharded = strategy if isinstance(strategy, Sharded) else Sharded(fsdp=strategy == "fsdp")
+    layout = Replicas if strategy == "pmap" else Meshed
     arranged, fault = make_mesh({DATA_AXIS: -1} if mesh is None else mesh, found)
     if arranged is None:
         raise ConfigurationError(f"Trainer cannot arrange its devices: {fault}.")
     simulated = found[0].platform == "cpu" and len(found) > 1
-    return Meshed(arranged, sharded, 0 if simulated and threads < 2 * len(found) else CALLS_IN_FLIGHT)
+    return layout(arranged, sharded, 0 if simulated and threads < 2 * len(found) else CALLS_IN_FLIGHT)
 
 
 def chosen_devices(devices: Devices) -> list[Any]:

@@ -25,6 +25,7 @@ from lightjax.data.module import in_use
 from lightjax.data.stage import FitData, Loaders, fit_data, stage_data
 from lightjax.engine.engine import Engine
 from lightjax.engine.jit import JitEngine
+from lightjax.engine.layout import Layout
 from lightjax.errors import ConfigurationError
 from lightjax.evaluation import Evaluation, metric_names, trace
 from lightjax.history import HISTORY_FILE, History
@@ -33,6 +34,7 @@ from lightjax.loggers import CSVLogger, Logger, LoggerCollection, TensorBoardLog
 from lightjax.loop import Loop
 from lightjax.origin import checkpoint_to_resume, initial_state, state_to_evaluate, steps_done
 from lightjax.pace import Pace
+from lightjax.plan import Plan, make_plan
 from lightjax.policy_request import PolicyRequest
 from lightjax.precision import Precision
 from lightjax.prediction import predict
@@ -51,6 +53,7 @@ from lightjax.shortcuts import rehearse, strip
 from lightjax.strategy import Devices, MeshLike, Strategy, layout_of
 from lightjax.summary import summarize
 from lightjax.task import TaskLike
+from lightjax.topology import topology_devices
 
 _UNKNOWN: Any = object()
 
@@ -69,7 +72,9 @@ class Trainer:
       seed: of the key that `init` receives, `jax.random.key(seed)`; that of `lj.seed_everything` when None, 0 without.
       deterministic: choose kernels that give the same bits every time, where others are faster (on GPUs).
       strategy: how training spreads over several devices. "jit" (and "auto") keeps the state whole on each and splits
-        batches; "fsdp" splits the state, too; `lj.Sharded` says leaf by leaf. The same step gives the same training.
+        batches; "fsdp" splits the state, too; "pmap" runs the step on each device by itself, over its part of the
+        batch, with the axis name "data" in `state.policy.replica_axis`; `lj.Sharded` says leaf by leaf. The same step
+        gives the same training.
       devices: how many, which (indices, or some of `jax.devices()`), or "auto": all, or `jax_default_device` where that
         is set.
       mesh: how "jit" and "fsdp" arrange the devices: axis names with sizes, or a `jax.sharding.Mesh`.
@@ -129,6 +134,7 @@ class Trainer:
       compilation_cache: keep compiled programs for the next start: True beside the run directories (for runs that have
         one), a directory, or False.
       strict: raise where a step would have to be compiled again, instead of warning.
+      check_memory: refuse a train step that needs more memory than a device has, before it runs, with the numbers.
 
     Raises:
       ConfigurationError: arguments are out of range or contradict each other; every conflict is listed.
@@ -196,6 +202,7 @@ class Trainer:
         deterministic: bool = False,
         compilation_cache: bool | str | os.PathLike[str] = True,
         strict: bool = False,
+        check_memory: bool = True,
     ) -> None:
         self.hyperparameters = {
             name: value for name, value in locals().items() if name not in ("self", "callbacks", "logger")
@@ -208,6 +215,7 @@ class Trainer:
         self.val_check_interval = val_check_interval
         self.compilation_cache = compilation_cache
         self.strict = strict
+        self.check_memory = check_memory
         self.resume = resume
         self.on_save_error: Literal["raise", "warn"] = on_save_error
         self.requeue = requeue
@@ -574,6 +582,44 @@ class Trainer:
             progress.end_evaluation(metrics)
         return metrics
 
+    def plan(
+        self, task: TaskLike, batch: Any, *, topology: str | None = None, steps_per_call: int | None = None
+    ) -> Plan:
+        """Compiles the train step ahead of time and says what it needs; runs nothing.
+
+        Args:
+          task: the task.
+          batch: one batch over all devices: arrays, or their shapes.
+          topology: a TPU pod to compile for that need not be there, such as "v5e:16x16" or "v5p:4x4x4"; the devices of
+            this trainer when None. It needs the package `libtpu`.
+          steps_per_call: steps of a call; the trainer's own, or 1, when None.
+
+        Returns:
+          The plan; `plan.check()` refuses what does not fit, `print(plan)` shows it.
+
+        Raises:
+          ConfigurationError: the devices cannot be arranged, or the TPU compiler is not installed.
+
+        Example:
+          >>> import jax, jax.numpy as jnp, optax, lightjax as lj
+          >>> def init(key, batch):
+          ...     return lj.TrainState.create(params={"w": jnp.zeros((8, 8))}, optimizer=optax.sgd(0.1), key=key)
+          >>> def loss_fn(state, batch):
+          ...     return ((batch @ state.params["w"]) ** 2).mean(), {}
+          >>> task = lj.Task.from_loss(init, loss_fn)
+          >>> plan = lj.Trainer(devices=1).plan(task, jax.ShapeDtypeStruct((4, 8), jnp.float32))
+          >>> plan.flops, plan.collectives
+          (1024, ())
+          >>> state = plan.create_state(jax.random.key(0), jnp.ones((4, 8)))
+          >>> state, metrics = plan.train_step(state, jnp.ones((4, 8)))
+          >>> int(state.step)
+          1
+        """
+        devices = self.devices if topology is None else topology_devices(topology)
+        engine = self._make_engine(task, layout_of(self.strategy, devices, self.mesh))
+        steps = steps_per_call or (1 if self.steps_per_call == "auto" else self.steps_per_call)
+        return make_plan(engine, jax.random.key(self.seed), batch, steps, present=topology is None)
+
     @contextmanager
     def _evaluating(self, engine: Engine, state: Any, stage: Stage) -> Iterator[tuple[Run, Progress]]:
         """Makes the run of an evaluation or prediction and calls the hooks around it.
@@ -667,7 +713,20 @@ class Trainer:
                 deterministic=self.deterministic,
                 request=PolicyRequest(self.policy, self.microbatches, self._accumulation.largest > 1),
             )
+        if self._engine is None or self._engine.task is not task:
+            self._engine = self._make_engine(task, layout_of(self.strategy, self.devices, self.mesh))
         return self._engine
+
+    def _make_engine(self, task: TaskLike, layout: Layout) -> JitEngine:
+        return JitEngine(
+            task,
+            layout,
+            log_every_n_steps=self.log_every_n_steps,
+            eval_batches_per_call=8 if self.steps_per_call == "auto" else self.steps_per_call,
+            strict=self.strict,
+            checks_memory=self.check_memory,
+            request=PolicyRequest(self.policy, self.microbatches, self._accumulation.largest > 1),
+        )
 
 
 def _loggers(logger: bool | Logger | Sequence[Logger] | None) -> list[Logger]:

@@ -27,11 +27,19 @@ class Compiler:
         self.compile_s = 0.0
         self._thread: ThreadPoolExecutor | None = None
 
-    def submit(self, lowered: Any, *, sequential: bool = False) -> Future[Callable[..., Any]]:
-        """Begins to compile, on the CPU in its sequential order if that is asked for; does not wait."""
+    def submit(
+        self, lowered: Any, *, sequential: bool = False, check: Callable[[Any], None] | None = None
+    ) -> Future[Callable[..., Any]]:
+        """Begins to compile; does not wait.
+
+        Args:
+          lowered: the program.
+          sequential: in the sequential order of operations of XLA on the CPU.
+          check: called with the compiled program; what it raises is raised to who asks for the program.
+        """
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="lightjax-compiler")
-        return self._thread.submit(self._compile, lowered, _sequential() if sequential else None)
+        return self._thread.submit(self._compile, lowered, _sequential() if sequential else None, check)
 
     def close(self) -> None:
         """Ends the thread, after what it is at; a later compilation begins a new one."""
@@ -39,10 +47,14 @@ class Compiler:
             self._thread.shutdown(cancel_futures=True)
             self._thread = None
 
-    def _compile(self, lowered: Any, options: dict[str, str | bool] | None) -> Callable[..., Any]:
+    def _compile(
+        self, lowered: Any, options: dict[str, str | bool] | None, check: Callable[[Any], None] | None
+    ) -> Callable[..., Any]:
         begun_s = time.perf_counter()
         program = lowered.compile(compiler_options={**self._options, **(options or {})} or None)
         self.compile_s = time.perf_counter() - begun_s
+        if check is not None:
+            check(program)
         return program
 
 

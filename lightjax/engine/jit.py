@@ -6,6 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from lightjax.data.stretch import STACK_BYTES, Stretch
 from lightjax.engine.compiler import Compiler
 from lightjax.engine.contract import checked_eval_step, checked_init, checked_predict_step, checked_train_step, strong
 from lightjax.engine.layout import Layout
+from lightjax.engine.memory import check_memory
 from lightjax.engine.packing import Vectors
 from lightjax.engine.program import Steps, eval_program, eval_step_program, train_program, train_step_program
 from lightjax.engine.tracing import Traced, trace
@@ -39,6 +41,7 @@ class JitEngine:
       eval_batches_per_call: batches that one call evaluates at most.
       strict: raise where a step has to be compiled again, instead of warning.
       deterministic: choose kernels that give the same bits every time.
+      checks_memory: refuse a train step that needs more memory than a device has, before it runs.
       request: what the policy of states shall say.
     """
 
@@ -51,6 +54,7 @@ class JitEngine:
         eval_batches_per_call: int = 8,
         strict: bool = False,
         deterministic: bool = False,
+        checks_memory: bool = True,
         request: PolicyRequest | None = None,
     ) -> None:
         self.task = task
@@ -59,6 +63,7 @@ class JitEngine:
         self.log_every_n_steps = log_every_n_steps
         self.eval_batches_per_call = eval_batches_per_call
         self.strict = strict
+        self.checks_memory = checks_memory
         self._traced: dict[str, Traced] = {}
         self._predict: Callable[..., Any] | None = None
         # XLA on the CPU and on TPUs knows no other kernels.
@@ -128,7 +133,9 @@ class JitEngine:
     def trace_train(self, state: Any, batch: Any) -> None:
         """Traces the train step, which checks its contract; does not compile."""
         with self.layout.scope():
-            self._traced["train"] = trace(checked_train_step(self.task), state, batch, self._traced.get("train"))
+            self._traced["train"] = trace(
+                self.layout.mapped(checked_train_step(self.task)), state, batch, self._traced.get("train")
+            )
 
     def trace_eval(self, state: Any, batch: Any, stage: str = "eval") -> None:
         """Traces the eval step, which checks its contract; does not compile.
@@ -139,7 +146,7 @@ class JitEngine:
         alike = (one for name, one in self._traced.items() if name != "train" and (one.state, one.batch) == shapes)
         known = next(alike, self._traced.get(stage))
         with self.layout.scope():
-            self._traced[stage] = trace(checked_eval_step(self.task), state, batch, known)
+            self._traced[stage] = trace(self.layout.mapped(checked_eval_step(self.task)), state, batch, known)
 
     def loops(self, stage: str) -> bool:
         """Says whether a stage ("train", "eval", "eval/NAME") can run several steps in one call.
@@ -226,6 +233,8 @@ class JitEngine:
             self._predict = jax.jit(
                 lambda state, steps: step(state, steps.batch(0)), compiler_options=self._options or None
             )
+            step = self.layout.mapped(checked_predict_step(self.task), rows=True)
+            self._predict = jax.jit(lambda state, steps: step(state, steps.batch(0)))
         with self.layout.scope():
             return self._predict(state, jax.device_put(stretch.steps, self.layout.steps(stretch.steps)))
 
@@ -270,13 +279,31 @@ class JitEngine:
         zeros = {dtype: np.zeros((*leading, length), dtype) for dtype, length in lengths.items()}
         return jax.device_put(zeros, self.layout.replicated)
 
+    def traced(self, stage: str) -> Traced:
+        """Returns a stage as tracing found it."""
+        return self._traced[stage]
+
+    def lower_step(self) -> Any:
+        """Lowers one train step alone: `(state, batch) -> (state, metrics)`, the state donated."""
+        traced, layout = self._traced["train"], self.layout
+        state = layout.state(traced.state)
+        with layout.scope():
+            step = jax.jit(
+                layout.held(traced.step),
+                in_shardings=(state, layout.batch(traced.batch)),
+                out_shardings=(state, layout.replicated),
+                donate_argnums=0,
+            )
+            return step.lower(traced.state, traced.batch)
+
     def _submit(self, stage: str, steps: Steps) -> Future[Callable[..., Any]]:
         """Lowers here, where contexts such as `jax.default_matmul_precision` hold, and compiles in the background."""
-        with self.layout.scope():
-            lowered = self._lowered(stage, _tree.abstract(steps))
-        return self._compiler.submit(lowered, sequential=self.platform == "cpu" and self.loops(stage))
+        lowered = self.lower(stage, _tree.abstract(steps))
+        check = partial(check_memory, device=self.layout.device) if self.checks_memory and stage == "train" else None
+        return self._compiler.submit(lowered, sequential=self.platform == "cpu" and self.loops(stage), check=check)
 
-    def _lowered(self, stage: str, steps: Steps) -> Any:
+    def lower(self, stage: str, steps: Steps) -> Any:
+        """Lowers the program of a stage for stretches of these shapes."""
         traced, everywhere = self._traced[stage], self.layout.replicated
         step, packing = self.layout.held(traced.step), traced.packing
         looped, every = self.loops(stage), self.log_every_n_steps
@@ -298,7 +325,9 @@ class JitEngine:
             function, donated = (eval_program if looped else eval_step_program)(step, packing), ()
             arguments = (traced.state, totals, steps, np.zeros(2, np.int32))
             inputs, outputs = (state, everywhere, placed, everywhere), everywhere
-        return jax.jit(function, in_shardings=inputs, out_shardings=outputs, donate_argnums=donated).lower(*arguments)
+        with self.layout.scope():
+            program = jax.jit(function, in_shardings=inputs, out_shardings=outputs, donate_argnums=donated)
+            return program.lower(*arguments)
 
 
 def _own_buffers(state: Any) -> Any:

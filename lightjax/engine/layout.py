@@ -23,6 +23,11 @@ class Layout(Protocol):
         ...
 
     @property
+    def device(self) -> Any:
+        """One of the devices, of this process where there are several."""
+        ...
+
+    @property
     def replicated(self) -> jax.sharding.Sharding:
         """Where small things lie: whole, wherever steps run."""
         ...
@@ -37,6 +42,15 @@ class Layout(Protocol):
 
     def batch(self, batch: Any) -> Any:
         """Returns the sharding of every leaf of a single batch (or one for all)."""
+        ...
+
+    def mapped(self, step: Callable[..., Any], *, rows: bool = False) -> Callable[..., Any]:
+        """Returns a step of the user's as one over all devices.
+
+        Args:
+          step: `(state, batch)` to `(state, metrics)`, to metrics, or to rows.
+          rows: whether it returns one row an example.
+        """
         ...
 
     def held(self, step: Callable[..., Any]) -> Callable[..., Any]:
@@ -95,6 +109,10 @@ class OneDevice:
     def batch(self, batch: Any) -> Any:
         """The device."""
         return self.replicated
+
+    def mapped(self, step: Callable[..., Any], *, rows: bool = False) -> Callable[..., Any]:
+        """The step."""
+        return step
 
     def held(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """The step."""

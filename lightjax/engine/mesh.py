@@ -38,9 +38,15 @@ class Meshed:
     calls_in_flight: int = CALLS_IN_FLIGHT
 
     @property
+    def device(self) -> Any:
+        """The first device of this process."""
+        devices = list(self.mesh.devices.flat)
+        return next((one for one in devices if one.process_index == jax.process_index()), devices[0])
+
+    @property
     def platform(self) -> str:
         """The kind of device."""
-        return self.mesh.devices.flat[0].platform
+        return self.device.platform
 
     @property
     def replicated(self) -> jax.sharding.Sharding:
@@ -62,6 +68,10 @@ class Meshed:
     def batch(self, batch: Any) -> Any:
         """The rows over the axis "data"."""
         return self._rows(batch, 0)
+
+    def mapped(self, step: Callable[..., Any], *, rows: bool = False) -> Callable[..., Any]:
+        """The step: XLA splits what it computes."""
+        return step
 
     def held(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """Holds the batch to the axis "data", and the state to where it lay: XLA is free to move both in a loop."""

@@ -44,7 +44,9 @@ def partition(shapes: Any, mesh: Any, strategy: Sharded) -> Any:
         spec = PartitionSpec() if spec is None else spec
         found = [f"leaf {path!r} {_tree.describe(leaf)}: {fault}" for fault in _faults(leaf.shape, spec, mesh.shape)]
         conflicts.extend(found)
-        if strategy.fsdp and not found:
+        if found:
+            return NamedSharding(mesh, PartitionSpec())
+        if strategy.fsdp:
             spec = _split_further(leaf, spec, mesh.shape)
         return NamedSharding(mesh, spec)
 

@@ -51,7 +51,7 @@ def make_task(model: nn.Module, optimizer: optax.GradientTransformation) -> lj.T
 
     def loss_fn(state: lj.TrainState, batch: Any, *, train: bool) -> Any:
         variables = {"params": state.params, "batch_stats": state.model_state}
-        axis_name = None
+        axis_name = state.policy.replica_axis if train else None
         logits, changed = model.apply(variables, batch["x"], train=train, axis_name=axis_name, mutable=["batch_stats"])
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
         metrics = {"loss": lj.Mean(losses), "accuracy": lj.Accuracy(logits, batch["y"]), "worst": lj.Max(losses)}

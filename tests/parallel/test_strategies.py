@@ -14,6 +14,7 @@ from tests.parallel.tasks import TASKS, assert_same_training, bytes_on_one_devic
 
 STRATEGIES = {
     "jit x 8": lambda name: {"strategy": "jit", "devices": 8},
+    "pmap x 8": lambda name: {"strategy": "pmap", "devices": 8},
     "fsdp x 8": lambda name: {"strategy": "fsdp", "devices": 8},
     "data 2 x tensor 4": lambda name: {"strategy": tensor_parallel(name), "devices": 8},
     "fsdp 2 x tensor 4": lambda name: {"strategy": tensor_parallel(name, fsdp=True), "devices": 8},
@@ -46,7 +47,7 @@ def test_eight_devices_train_as_one_does_with_a_ragged_batch(name, strategy, on_
     assert_same_training(train(name, **STRATEGIES[strategy](name)), on_one_device(name))
 
 
-@pytest.mark.parametrize("strategy", ["jit", "fsdp"])
+@pytest.mark.parametrize("strategy", ["fsdp", "pmap"])
 def test_how_steps_are_cut_changes_no_bit_on_many_devices(strategy):
     def run(steps_per_call):
         data = lj.ArrayLoader(digit_like_data(70), 16, shuffle=True)
@@ -108,14 +109,15 @@ def test_fsdp_splits_parameters_and_optimizer_state_to_an_eighth():
     assert bytes_on_one_device((state.params, state.opt_state)) == (whole - small) // 8 + small
 
 
-def test_predictions_of_all_devices_are_joined_in_the_order_of_the_data():
+@pytest.mark.parametrize("strategy", ["jit", "pmap"])
+def test_predictions_of_all_devices_are_joined_in_the_order_of_the_data(strategy):
     def predict_step(state, batch):
         return {"row": batch["x"][:, 0], "twice": 2 * batch["x"]}
 
     task = lj.Task(mlp_task().init, mlp_task().train_step, predict_step=predict_step)
     arrays = digit_like_data(37)
     state = jax.jit(task.init)(jax.random.key(0), {"x": arrays["x"], "y": arrays["y"]})
-    found = quiet(max_epochs=1, strategy="jit", devices=8).predict(task, lj.ArrayLoader(arrays, 16), state=state)
+    found = quiet(max_epochs=1, strategy=strategy, devices=8).predict(task, lj.ArrayLoader(arrays, 16), state=state)
     np.testing.assert_array_equal(found["row"], arrays["x"][:, 0])
     np.testing.assert_array_equal(found["twice"], 2 * arrays["x"])
 
@@ -208,6 +210,7 @@ def test_every_conflict_of_rules_is_listed_with_path_and_shape():
     [
         ({"strategy": "ddp"}, "strategy='ddp': write one of 'auto', 'jit', 'fsdp'"),
         ({"devices": 0}, "devices=0: write 'auto' or -1"),
+        ({"strategy": "pmap", "mesh": {"data": 8}}, "strategy='pmap' has one axis"),
         ({"strategy": lj.Sharded(), "mesh": {"data": 8}}, "mesh and lj.Sharded.mesh=.* both"),
     ],
 )
@@ -247,3 +250,37 @@ def test_shard_batch_holds_a_value_to_the_batch_axis_and_does_nothing_off_the_me
         held = jax.jit(lambda x: lj.shard_batch(x * 2))(x)
     assert held.sharding.spec == P("data")
     np.testing.assert_array_equal(held, 2 * x)
+
+
+def test_pmap_weighs_unequal_shards_exactly_and_replicas_draw_different_dropout():
+    def loss_fn(state, batch):
+        losses = (batch["x"] @ state.params["w"] - batch["y"]) ** 2
+        noise = jax.random.uniform(state.key_for("noise"))
+        return lj.Mean(losses, batch["weight"]), {"loss": lj.Mean(losses, batch["weight"]), "least": lj.Min(noise)}
+
+    def init(key, batch):
+        return lj.TrainState.create(params={"w": jnp.zeros(3)}, optimizer=optax.sgd(0.1), key=key)
+
+    rng = np.random.default_rng(0)
+    arrays = {
+        "x": rng.normal(size=(44, 3)).astype(np.float32),
+        "y": rng.normal(size=44).astype(np.float32),
+        "weight": rng.integers(0, 3, 44).astype(np.float32) * (np.arange(44) > 16),  # whole shards without weight
+    }
+
+    def run(**arguments):
+        data = lj.ArrayLoader(arrays, 16)
+        return quiet(max_epochs=3, log_every_n_steps=1, **arguments).fit(lj.Task.from_loss(init, loss_fn), data)
+
+    pmap, one = run(strategy="pmap", devices=8), run(devices=1)
+    np.testing.assert_allclose(pmap.state.params["w"], one.state.params["w"], rtol=1e-5)
+    losses = [[row["train/loss"] for row in result.history] for result in (pmap, one)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    # The least of eight different numbers is below the one that eight equal ones would be.
+    assert np.mean([row["train/least"] for row in pmap.history]) < 0.25
+
+
+def test_pmap_needs_a_train_state():
+    task = lj.Task(lambda key, batch: {"w": jnp.zeros(3)}, lambda state, batch: (state, {}))
+    with pytest.raises(lj.ConfigurationError, match=r"strategy='pmap'.*holds no lj.TrainState.*strategy='jit'"):
+        quiet(max_epochs=1, strategy="pmap", devices=8).fit(task, lj.ArrayLoader(digit_like_data(32), 16))

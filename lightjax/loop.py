@@ -211,8 +211,6 @@ class Loop:
         with profiler.profile("device"):
             bound(self.in_flight, (self.rows, stretch.count - 1))
             run.history.promise(run.step, windows)
-        bound(self.in_flight, (self.rows, stretch.count - 1))
-            run.history.promise(windows)
         bound(self.in_flight, (self.rows, stretch.count - 1), self.engine.calls_in_flight)
         if self.progress.due():
             with profiler.profile("display"):

@@ -166,7 +166,6 @@ class Trainer:
         strategy: Strategy = "auto",
         devices: Devices = "auto",
         mesh: MeshLike | None = None,
-        seed: int = 0,
         precision: str | int | Precision | None = None,
         accumulate_grad_batches: int | Mapping[int, int] = 1,
         microbatches: int = 1,
@@ -224,7 +223,6 @@ class Trainer:
         self.strategy: Strategy = strategy
         self.devices: Devices = devices
         self.mesh = mesh
-        self.seed = seed
         self.steps_per_call: int | Literal["auto"] = steps_per_call
         self.microbatches = microbatches
         self.policy: dict[str, Any] = {
@@ -700,30 +698,18 @@ class Trainer:
                     "these methods."
                 )
         if self._engine is None or self._task is not task:
-            batches = 8 if self.steps_per_call == "auto" else self.steps_per_call
             self._task = task
-            self._engine = JitEngine(
-                extended_task(task, self.callbacks),
-                OneDevice(jax.devices()[0]),
-                task,
-                layout_of(self.strategy, self.devices, self.mesh),
-                log_every_n_steps=self.log_every_n_steps,
-                eval_batches_per_call=batches,
-                strict=self.strict,
-                deterministic=self.deterministic,
-                request=PolicyRequest(self.policy, self.microbatches, self._accumulation.largest > 1),
-            )
-        if self._engine is None or self._engine.task is not task:
             self._engine = self._make_engine(task, layout_of(self.strategy, self.devices, self.mesh))
         return self._engine
 
     def _make_engine(self, task: TaskLike, layout: Layout) -> JitEngine:
         return JitEngine(
-            task,
+            extended_task(task, self.callbacks),
             layout,
             log_every_n_steps=self.log_every_n_steps,
             eval_batches_per_call=8 if self.steps_per_call == "auto" else self.steps_per_call,
             strict=self.strict,
+            deterministic=self.deterministic,
             checks_memory=self.check_memory,
             request=PolicyRequest(self.policy, self.microbatches, self._accumulation.largest > 1),
         )

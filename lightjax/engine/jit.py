@@ -95,10 +95,8 @@ class JitEngine:
         with self.layout.scope():
             jaxpr, shapes = jax.make_jaxpr(checked_init(self.task, self.request), return_shape=True)(key, batch)
             shardings = jax.tree.leaves(self.layout.state(shapes))
-            init = jax.jit(core.jaxpr_as_fun(jaxpr), out_shardings=shardings)
+            init = jax.jit(core.jaxpr_as_fun(jaxpr), out_shardings=shardings, compiler_options=self._options or None)
             placed = jax.device_put((key, batch), (self.layout.replicated, self.layout.batch(batch)))
-            init = jax.jit(init, out_shardings=shardings, compiler_options=self._options or None)
-            return _own_buffers(init(*placed))
             return _own_buffers(jax.tree.unflatten(jax.tree.structure(shapes), init(*jax.tree.leaves(placed))))
 
     def abstract_state(self, key: jax.Array, batch: Any) -> Any:
@@ -229,12 +227,10 @@ class JitEngine:
     def predict(self, state: Any, stretch: Stretch) -> Any:
         """Runs the predict step on the one batch of a stretch; does not wait for it."""
         if self._predict is None:
-            step = checked_predict_step(self.task)
+            step = self.layout.mapped(checked_predict_step(self.task), rows=True)
             self._predict = jax.jit(
                 lambda state, steps: step(state, steps.batch(0)), compiler_options=self._options or None
             )
-            step = self.layout.mapped(checked_predict_step(self.task), rows=True)
-            self._predict = jax.jit(lambda state, steps: step(state, steps.batch(0)))
         with self.layout.scope():
             return self._predict(state, jax.device_put(stretch.steps, self.layout.steps(stretch.steps)))
 

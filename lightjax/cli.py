@@ -1,5 +1,4 @@
-"""The command line: `lightjax checkpoint ls|verify|show DIRECTORY`, `lightjax report DIRECTORY...`."""
-"""The command line: `lightjax checkpoint ls|verify|show DIRECTORY` and `lightjax plan SCRIPT:TASK`."""
+"""The command line: `lightjax checkpoint ls|verify|show DIRECTORY`, `lightjax report DIRECTORY...`, `lightjax plan`."""
 
 from __future__ import annotations
 
@@ -41,15 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.add_argument("-o", "--output", type=Path, help=".html, .png, .svg or .pdf; report.html when left out")
     report.add_argument("--metrics", nargs="+", help="quantities (loss) or metrics (val/loss) to show; all by default")
     report.set_defaults(run=lambda chosen: draw_report(chosen.directories, chosen.output, chosen.metrics))
-    chosen = parser.parse_args(arguments)
-    try:
-        return chosen.run(chosen)
-    except (CheckpointError, ConfigurationError, ModuleNotFoundError) as error:
     add_plan(commands)
     chosen = parser.parse_args(arguments)
     try:
         return chosen.run(chosen)
-    except (CheckpointError, ConfigurationError) as error:
+    except (CheckpointError, ConfigurationError, ModuleNotFoundError) as error:
         print(error, file=sys.stderr)
         return 1
 

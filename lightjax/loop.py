@@ -209,9 +209,7 @@ class Loop:
             group = schedule.accumulation.at(run.epoch)
             run.history.promise(run.step, self.gauges.beside(windows, run.step, group, self.rows))
         with profiler.profile("device"):
-            bound(self.in_flight, (self.rows, stretch.count - 1))
-            run.history.promise(run.step, windows)
-        bound(self.in_flight, (self.rows, stretch.count - 1), self.engine.calls_in_flight)
+            bound(self.in_flight, (self.rows, stretch.count - 1), self.engine.calls_in_flight)
         if self.progress.due():
             with profiler.profile("display"):
                 self.progress.update(run.step, run.batch, shown(run.history.latest) | self._glance())

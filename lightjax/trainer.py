@@ -552,7 +552,6 @@ class Trainer:
             return self._predict(task, data, state, datamodule, return_predictions)
 
     def _predict(self, task: TaskLike, data: Any, state: Any, datamodule: Any, return_predictions: bool) -> Any:
-        loaders = stage_data("predict", data, datamodule, self.limits["predict"])
         engine = self._engine_for(task)
         loaders = stage_data("predict", data, datamodule, self.limits["predict"], engine.share)
         state = self._state_to_evaluate(engine, state, loaders)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -396,7 +395,7 @@ class Trainer:
         if self.enable_model_summary:
             output.write_line(str(summarize(state)))
         if keeper is not None and (reason := data.train.inexact()):
-            warnings.warn(f"A resumed run will not see the batches this run would have seen: {reason}", stacklevel=3)
+            output.write_line(f"note: resumed, this run would see other batches: {reason}")
         if keeper is not None or self.loggers:
             if checkpoint is not None and checkpoint.path.parent.name == FOLDER and is_newest(checkpoint):
                 self.directory = checkpoint.path.parents[1]

@@ -14,6 +14,10 @@ import lightjax as lj
 from lightjax.checkpoint import checkpointer
 from tests.models import bits, digit_like_data, mlp_task
 
+# Which of the runs scale their loss as float16 needs it, and which keep an average of the parameters.
+HALF = ("list", "grain")
+AVERAGED = ("list", "device")
+
 
 class Slow(lj.Callback):
     """Makes the run long enough to be hit anywhere, and remembers how often it looked."""
@@ -76,7 +80,9 @@ def main(directory: str, steps_per_call: str, kind: str) -> None:
             lj.ModelCheckpoint("val/loss", every_n_train_steps=4),
             lj.EarlyStopping("val/loss", patience=50),
             Slow(),
+            *([lj.EMA(0.9)] if kind in AVERAGED else []),
         ],
+        precision="16-mixed" if kind in HALF else "32-true",
         logger=lj.CSVLogger(),
         log_every_n_steps=3,
         val_check_interval=5,

@@ -10,6 +10,7 @@ import pytest
 import lightjax as lj
 from lightjax.data.position import decode, encode
 from lightjax.data.source import as_source
+from tests.models import linear_data, linear_task, quiet
 
 torch = pytest.importorskip("torch")
 stateful = pytest.importorskip("torchdata.stateful_dataloader")
@@ -135,6 +136,15 @@ def test_an_order_of_chance_is_said_at_the_start_and_refused_in_the_middle(tmp_p
         source.resume(1, 3, None, print)
     source.resume(1, 0, None, print)
     assert sorted(np.concatenate(read(source, 1)[0])) == ROWS.tolist()
+
+
+def test_a_run_with_checkpoints_says_at_the_start_that_its_order_is_of_chance(tmp_path, capsys):
+    rows = [{"x": x, "y": y} for x, y in zip(*linear_data(8).values(), strict=True)]
+    for shuffle in (True, False):
+        loader = torch.utils.data.DataLoader(rows, batch_size=4, shuffle=shuffle)
+        quiet(max_epochs=1, enable_checkpointing=True, default_root_dir=tmp_path).fit(linear_task(), loader)
+        said = "resumed, this run would see other batches: train_data shuffles by" in capsys.readouterr().out
+        assert said == shuffle
 
 
 def test_another_kind_of_loader_is_refused():

@@ -37,7 +37,18 @@ from lightjax.errors import (
     StepError,
 )
 from lightjax.gradient import grad, value_and_grad
-from lightjax.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightjax.loggers import (
+    ClearMLLogger,
+    CometLogger,
+    CSVLogger,
+    JSONLinesLogger,
+    Logger,
+    MLflowLogger,
+    NeptuneLogger,
+    PolyaxonLogger,
+    TensorBoardLogger,
+    WandbLogger,
+)
 from lightjax.loss_scale import LossScaling
 from lightjax.metrics import Accuracy, Last, Max, Mean, Metric, Min, Sum
 from lightjax.plan import Plan
@@ -65,7 +76,9 @@ __all__ = [
     "CheckpointError",
     "Checkpointer",
     "Checkpoints",
+    "ClearMLLogger",
     "CombinedLoader",
+    "CometLogger",
     "ConfigurationError",
     "ConfusionMatrix",
     "DataError",
@@ -76,6 +89,7 @@ __all__ = [
     "Finetuning",
     "FitResult",
     "GradientAccumulationScheduler",
+    "JSONLinesLogger",
     "LambdaCallback",
     "Last",
     "LearningRateMonitor",
@@ -83,17 +97,20 @@ __all__ = [
     "LoadReport",
     "Logger",
     "LossScaling",
+    "MLflowLogger",
     "Max",
     "Mean",
     "Metric",
     "MetricError",
     "Min",
     "ModelCheckpoint",
+    "NeptuneLogger",
     "NonfiniteError",
     "OnExceptionCheckpoint",
     "Perplexity",
     "Plan",
     "Policy",
+    "PolyaxonLogger",
     "Precision",
     "PrecisionScore",
     "PredictionWriter",
@@ -114,6 +131,7 @@ __all__ = [
     "TopKAccuracy",
     "TrainState",
     "Trainer",
+    "WandbLogger",
     "WeightAveraging",
     "averaged",
     "grad",

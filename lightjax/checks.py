@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lightjax.callbacks import Callback, ModelCheckpoint
 from lightjax.errors import ConfigurationError, MetricError
-from lightjax.loggers import Logger
+from lightjax.loggers.choice import logger_conflict
 from lightjax.policy import Policy
 from lightjax.profiler.choice import profiler_conflict
 from lightjax.schedule import seconds
@@ -52,10 +52,8 @@ def check_arguments(trainer: Trainer) -> None:
     if conflict := profiler_conflict(trainer.profiler):
         conflicts.append(conflict)
     for logger in trainer.loggers:
-        if not isinstance(logger, Logger):
-            conflicts.append(
-                f"logger holds {logger!r}, which is no logger: it needs log_metrics, log_hyperparams and finish"
-            )
+        if conflict := logger_conflict(logger):
+            conflicts.append(conflict)
     if not trainer.enable_checkpointing and any(isinstance(one, ModelCheckpoint) for one in trainer.callbacks):
         conflicts.append("enable_checkpointing=False, but callbacks holds a ModelCheckpoint: leave one of them out")
     if trainer.on_save_error not in ("raise", "warn"):

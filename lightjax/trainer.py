@@ -29,7 +29,8 @@ from lightjax.errors import ConfigurationError
 from lightjax.evaluation import Evaluation, metric_names, trace
 from lightjax.history import HISTORY_FILE, History
 from lightjax.interrupt import Interrupt
-from lightjax.loggers import CSVLogger, Logger, LoggerCollection, TensorBoardLogger
+from lightjax.loggers import Logger, LoggerCollection, in_background
+from lightjax.loggers.choice import make_loggers
 from lightjax.loop import Loop
 from lightjax.origin import checkpoint_to_resume, initial_state, state_to_evaluate, steps_done
 from lightjax.pace import Pace
@@ -96,7 +97,9 @@ class Trainer:
       steps_per_call: steps that one compiled call runs at most. "auto" times the first steps and chooses, and says why;
         1 turns fusing off. It never changes a number.
       callbacks: what looks at the run.
-      logger: True for CSV and TensorBoard files, False for none, or one or several loggers.
+      logger: True for CSV and TensorBoard files, False for none; "csv", "tensorboard", "jsonl", "mlflow", "wandb",
+        "comet", "neptune", "polyaxon", "clearml"; a logger; or a list. Those that are not quick and local are written
+        from threads of their own, and can neither stop nor slow the run.
       log_every_n_steps: training metrics are reported every n steps, merged over those steps, and at the end of each
         epoch.
       profiler: "simple" prints at the end where the time went and what helps; "advanced" adds the heaviest Python
@@ -176,7 +179,7 @@ class Trainer:
         remat: str | Callable[..., Any] | None = None,
         steps_per_call: int | Literal["auto"] = "auto",
         callbacks: Callback | Sequence[Callback] | None = None,
-        logger: bool | Logger | Sequence[Logger] | None = True,
+        logger: bool | str | Logger | Sequence[str | Logger] | None = True,
         log_every_n_steps: int = 50,
         profiler: str | Profiler | None = None,
         check_val_every_n_epoch: int | None = 1,
@@ -241,7 +244,7 @@ class Trainer:
         # What is saved has to hold what the others decided at the same look.
         self.callbacks.sort(key=lambda one: isinstance(one, ModelCheckpoint))
         self.logger = logger
-        self.loggers = _loggers(logger)
+        self.loggers = make_loggers(logger)
         schedulers = [one for one in self.callbacks if isinstance(one, GradientAccumulationScheduler)]
         if schedulers:
             accumulate_grad_batches = schedulers[0].scheduling
@@ -401,7 +404,7 @@ class Trainer:
                 self.directory = checkpoint.path.parents[1]
             else:
                 self.directory = create_run_directory(self.default_root_dir)
-        logger = LoggerCollection(self.loggers)
+        logger = LoggerCollection(map(in_background, self.loggers))
         profiler = self.profiler
         history = History(logger, self.directory / HISTORY_FILE if self.directory and keeper else None, profiler)
 
@@ -622,7 +625,7 @@ class Trainer:
 
         It reports to the loggers of the last training.
         """
-        logger = LoggerCollection(self.loggers if self.directory is not None else ())
+        logger = LoggerCollection(map(in_background, self.loggers if self.directory is not None else ()))
         run = Run(self, engine, state, History(logger), logger, None, self.directory, stage)
         with ExitStack() as closing:
             closing.callback(engine.close)
@@ -711,11 +714,3 @@ class Trainer:
             checks_memory=self.check_memory,
             request=PolicyRequest(self.policy, self.microbatches, self._accumulation.largest > 1),
         )
-
-
-def _loggers(logger: bool | Logger | Sequence[Logger] | None) -> list[Logger]:
-    if logger is True:
-        return [CSVLogger(), TensorBoardLogger()]
-    if logger is None or logger is False:
-        return []
-    return list(logger) if isinstance(logger, list | tuple) else [logger]  # pyright: ignore[reportReturnType]

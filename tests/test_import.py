@@ -10,14 +10,18 @@ ROOT = Path(__file__).parents[1]
 # torch belongs to the bridge; the others cost import time and are loaded by the part that uses them.
 NOT_LOADED = (
     "torch",
+    "clearml",
+    "comet_ml",
     "flax",
     "matplotlib",
     "mlflow",
+    "neptune",
     "rich",
     "sklearn",
     "tensorboard",
     "tensorboardX",
     "tensorflow",
+    "traceml",
     "wandb",
 )
 

@@ -48,6 +48,8 @@ class CSVLogger:
       10,0,0.5,0.75
     """
 
+    in_background = False
+
     def __init__(self, directory: str | os.PathLike[str] | None = None, filename: str = "metrics.csv"):
         self.filename = filename
         self._directory = LogDirectory(directory, "CSVLogger")

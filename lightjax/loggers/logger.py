@@ -1,10 +1,23 @@
 """What a logger is, and several of them as one."""
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["Logger", "LoggerCollection"]
+from lightjax.loggers.media import as_image, as_values
+
+__all__ = ["RICH_METHODS", "Logger", "LoggerCollection"]
+
+# What a logger may have beside metrics: `(step, name, ...)`, and `log_artifact(name, path)`.
+RICH_METHODS = (
+    "log_image",
+    "log_text",
+    "log_histogram",
+    "log_figure",
+    "log_table",
+    "log_artifact",
+)
 
 
 @runtime_checkable
@@ -15,14 +28,16 @@ class Logger(Protocol):
     of a run with the run's own directory; a logger that was given a place of its own ignores it. It may have
     `resume(step: int)`, called after `start` where a run goes on after `step`: what it logged beyond is logged anew.
 
-    All methods are called on one process (the first) and one thread, with values already on the host.
+    It may have any of `log_image`, `log_text`, `log_histogram`, `log_figure`, `log_table` and `log_artifact`, as they
+    are in `LoggerCollection`; `run.logger` passes such a call on to the loggers that have the method.
+
+    All methods are called on one process (the first) and one thread, with values already on the host. That thread is
+    the logger's own (see `Background`), unless the logger says `in_background = False`: then it is called from the
+    training loop, must cost tens of microseconds, and what it raises ends the run.
     """
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records metrics.
-
-        It is called from the training loop, for every logged step: it must cost tens of microseconds and
-        leave the writing for later.
 
         Args:
           step: the number of optimizer steps done. Several calls may name the same step, each with
@@ -101,6 +116,43 @@ class LoggerCollection:
         for logger in self.loggers:
             logger.log_hyperparams(params)
 
+    def log_image(self, step: int, name: str, image: Any) -> None:
+        """Records an image with the loggers that can.
+
+        Args:
+          step: optimizer steps done.
+          name: of the image.
+          image: uint8, or floats from 0 to 1; [height, width] or [height, width, channels].
+
+        Raises:
+          MetricError: it has another rank, dtype or range.
+        """
+        self._rich("log_image", step, name, as_image(name, image))
+
+    def log_text(self, step: int, name: str, text: str) -> None:
+        """Records a text (Markdown, where the logger shows it) with the loggers that can."""
+        self._rich("log_text", step, name, str(text))
+
+    def log_histogram(self, step: int, name: str, values: Any) -> None:
+        """Records the distribution of numbers with the loggers that can; NaN and infinities are left out.
+
+        Raises:
+          MetricError: no value is finite.
+        """
+        self._rich("log_histogram", step, name, as_values(name, values))
+
+    def log_figure(self, step: int, name: str, figure: Any) -> None:
+        """Records a matplotlib figure with the loggers that can; do not change it afterwards."""
+        self._rich("log_figure", step, name, figure)
+
+    def log_table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Records a table with the loggers that can."""
+        self._rich("log_table", step, name, list(columns), [list(row) for row in rows])
+
+    def log_artifact(self, name: str, path: str | os.PathLike[str]) -> None:
+        """Records a file or a directory with the loggers that can; it has to stay until the run ends."""
+        self._rich("log_artifact", name, path)
+
     def flush(self) -> None:
         """Brings what was logged to disk, with every logger that has a `flush`."""
         for logger in self.loggers:
@@ -125,6 +177,13 @@ class LoggerCollection:
             raise errors[0]
         if errors:
             raise ExceptionGroup("several loggers failed to finish", errors)
+
+    def _rich(self, method: str, *arguments: Any) -> None:
+        self._reopen()
+        for logger in self.loggers:
+            log = getattr(logger, method, None)
+            if log is not None:
+                log(*arguments)
 
     def _reopen(self) -> None:
         if self._finished:

@@ -4,12 +4,14 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightjax.loggers.client import flat
 from lightjax.loggers.directory import LogDirectory
+from lightjax.loggers.media import as_image, as_values, figure_image, markdown, png
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -41,6 +43,8 @@ class TensorBoardLogger:
       ...     [name.startswith("events.out.tfevents.") for name in os.listdir(directory)]
       [True]
     """
+
+    in_background = False  # tensorboardX has a thread of its own
 
     def __init__(self, directory: str | os.PathLike[str] | None = None):
         self._directory = LogDirectory(directory, "TensorBoardLogger")
@@ -96,9 +100,37 @@ class TensorBoardLogger:
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:
         """Writes the hyperparameters as a table in TensorBoard's text tab; see `Logger.log_hyperparams`."""
         self._hyperparams.update(params)
-        lines = ["| name | value |", "| --- | --- |"]
-        lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in _flatten(self._hyperparams)]
-        self.writer.add_text("hyperparameters", "\n".join(lines), 0)
+        self.writer.add_text("hyperparameters", markdown(["name", "value"], list(flat(self._hyperparams))), 0)
+
+    def log_image(self, step: int, name: str, image: Any) -> None:
+        """Writes an image; see `lightjax.loggers.media.as_image`.
+
+        Raises:
+          ModuleNotFoundError: pillow is not installed.
+        """
+        array = as_image(name, image)
+        content = png(array)
+        writer, height, width, channels = self.writer, *array.shape
+        kinds = self._event_types.Summary
+        picture = kinds.Image(height=height, width=width, colorspace=channels, encoded_image_string=content)
+        assert writer.file_writer is not None  # held open until finish
+        writer.file_writer.add_summary(kinds(value=[kinds.Value(tag=name, image=picture)]), step)
+
+    def log_text(self, step: int, name: str, text: str) -> None:
+        """Writes a text, shown as Markdown."""
+        self.writer.add_text(name, text, step)
+
+    def log_histogram(self, step: int, name: str, values: Any) -> None:
+        """Writes the distribution of numbers."""
+        self.writer.add_histogram(name, as_values(name, values), step)
+
+    def log_figure(self, step: int, name: str, figure: Any) -> None:
+        """Writes a matplotlib figure as an image."""
+        self.log_image(step, name, figure_image(figure))
+
+    def log_table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Writes a table as Markdown."""
+        self.writer.add_text(name, markdown(columns, rows), step)
 
     def flush(self) -> None:
         """Writes out what is waiting."""
@@ -146,16 +178,3 @@ def _import_tensorboardx() -> tuple[Any, Any]:
     finally:
         sys.meta_path.remove(without_torch)
     return tensorboardX, summary_pb2
-
-
-def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in params.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{name}/")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _cell(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return text.replace("|", "\\|").replace("\n", "<br>")

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lightjax.loggers.client import ClientLogger, flat, plain
 from lightjax.loggers.media import as_image, as_values, figure_image
 
@@ -65,8 +67,6 @@ class ClearMLLogger(ClientLogger):
 
     def log_histogram(self, step: int, name: str, values: Any) -> None:
         """Adds a histogram of all values."""
-        import numpy as np
-
         counts, edges = np.histogram(as_values(name, values), bins=50)
         self.client.get_logger().report_histogram(
             name, name, counts, step, xlabels=[f"{edge:.3g}" for edge in edges[:-1]]
@@ -81,11 +81,10 @@ class ClearMLLogger(ClientLogger):
         self.client.upload_artifact(name, str(path))
 
     def _open(self, directory: Path) -> Any:
-        from clearml import Task
-
+        task = self.module.Task
         if self.offline:
-            Task.set_offline(True)
-        return Task.init(**{**self._options, "task_name": self._options["task_name"] or directory.name})
+            task.set_offline(True)
+        return task.init(**{**self._options, "task_name": self._options["task_name"] or directory.name})
 
     def _close(self, client: Any) -> None:
         client.close()

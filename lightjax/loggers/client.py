@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -47,6 +48,11 @@ class ClientLogger:
         if self._directory.start(run_dir):
             self.finish()
             self._forget()
+
+    @property
+    def module(self) -> Any:
+        """The client's package, imported on use."""
+        return import_module(self.package)
 
     @property
     def client(self) -> Any:

@@ -89,12 +89,10 @@ class CometLogger(ClientLogger):
             self.client.log_asset(str(path), file_name=name)
 
     def _open(self, directory: Path) -> Any:
-        import comet_ml
-
         if self.offline:
-            experiment = comet_ml.OfflineExperiment(offline_directory=str(directory), **self._options)
+            experiment = self.module.OfflineExperiment(offline_directory=str(directory), **self._options)
         else:
-            experiment = comet_ml.Experiment(**self._options)
+            experiment = self.module.Experiment(**self._options)
         if self.name is not None:
             experiment.set_name(self.name)
         return experiment

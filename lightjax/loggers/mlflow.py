@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +52,19 @@ class MLflowLogger(ClientLogger):
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds a value to each metric, in one request; see `Logger.log_metrics`."""
         client = self.client
-        from mlflow.entities import Metric
-
+        metric = import_module("mlflow.entities").Metric
         now_ms = int(time.time() * 1000)
         client.log_batch(
             self.run_id,
-            metrics=[Metric(_name(name), float(value), now_ms, int(step)) for name, value in metrics.items()],
+            metrics=[metric(_name(name), float(value), now_ms, int(step)) for name, value in metrics.items()],
         )
 
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:
         """Adds parameters; one that has another value already is left as it is, since MLflow never changes them."""
         client = self.client
-        from mlflow.entities import Param
-
+        param = import_module("mlflow.entities").Param
         known = client.get_run(self.run_id).data.params
-        new = [Param(_name(name), str(value)[:6000]) for name, value in flat(params) if _name(name) not in known]
+        new = [param(_name(name), str(value)[:6000]) for name, value in flat(params) if _name(name) not in known]
         for first in range(0, len(new), _MOST_PARAMS):
             client.log_batch(self.run_id, params=new[first : first + _MOST_PARAMS])
 
@@ -95,11 +94,9 @@ class MLflowLogger(ClientLogger):
         log(self.run_id, str(path), _name(name))
 
     def _open(self, directory: Path) -> Any:
-        from mlflow.tracking import MlflowClient
-
         root = directory.parent.absolute()
         uri = self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-        client = MlflowClient(uri or f"sqlite:///{root / 'mlflow.db'}")
+        client = self.module.MlflowClient(uri or f"sqlite:///{root / 'mlflow.db'}")
         if self.run_id is None:
             experiment = client.get_experiment_by_name(self.experiment_name)
             place = {} if uri else {"artifact_location": (root / "mlflow_artifacts").as_uri()}

@@ -64,9 +64,7 @@ class NeptuneLogger(ClientLogger):
     def _open(self, directory: Path) -> Any:
         # The client reads where its files go when it begins a run.
         os.environ["NEPTUNE_DATA_DIRECTORY"] = str(directory.absolute() / ".neptune")
-        import neptune
-
-        return neptune.init_run(**self._options)
+        return self.module.init_run(**self._options)
 
     def _close(self, client: Any) -> None:
         client.stop()

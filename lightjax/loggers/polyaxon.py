@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,11 @@ class PolyaxonLogger(ClientLogger):
         self.client.log_artifact(path=str(path), name=_name(name))
 
     def _open(self, directory: Path) -> Any:
-        from traceml.tracking.run import Run
-
         place = directory / "polyaxon"
         place.mkdir(exist_ok=True)
         quiet = {"track_code": False, "track_env": False, "track_logs": False, "collect_resources": False}
         offline = {"is_offline": True, "artifacts_path": str(place), "is_new": True} if self.offline else {}
-        return Run(project=self.project, **{**quiet, **offline, **self._options})
+        return import_module("traceml.tracking.run").Run(project=self.project, **{**quiet, **offline, **self._options})
 
     def _close(self, client: Any) -> None:
         client.log_succeeded()

@@ -49,10 +49,8 @@ class WandbLogger(ClientLogger):
 
     def log_image(self, step: int, name: str, image: Any) -> None:
         """Adds an image; see `lightjax.loggers.media.as_image`."""
-        import wandb
-
         array = as_image(name, image)
-        picture = wandb.Image(array[..., 0] if array.shape[-1] == 1 else array)
+        picture = self.module.Image(array[..., 0] if array.shape[-1] == 1 else array)
         self.client.log({name: picture, "step": step})
 
     def log_text(self, step: int, name: str, text: str) -> None:
@@ -61,35 +59,27 @@ class WandbLogger(ClientLogger):
 
     def log_histogram(self, step: int, name: str, values: Any) -> None:
         """Adds a histogram of all values."""
-        import wandb
-
-        self.client.log({name: wandb.Histogram(as_values(name, values)), "step": step})
+        self.client.log({name: self.module.Histogram(as_values(name, values)), "step": step})
 
     def log_figure(self, step: int, name: str, figure: Any) -> None:
         """Adds a matplotlib figure as an image."""
-        import wandb
-
-        self.client.log({name: wandb.Image(figure), "step": step})
+        self.client.log({name: self.module.Image(figure), "step": step})
 
     def log_table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Adds a table."""
-        import wandb
-
-        self.client.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows]), "step": step})
+        self.client.log(
+            {name: self.module.Table(columns=list(columns), data=[list(row) for row in rows]), "step": step}
+        )
 
     def log_artifact(self, name: str, path: str | os.PathLike[str]) -> None:
         """Adds a file or a directory as an artifact."""
-        import wandb
-
-        artifact = wandb.Artifact(name.replace("/", "-"), type="file")
+        artifact = self.module.Artifact(name.replace("/", "-"), type="file")
         (artifact.add_dir if Path(path).is_dir() else artifact.add_file)(str(path))
         self.client.log_artifact(artifact)
 
     def _open(self, directory: Path) -> Any:
-        import wandb
-
         resume = {} if self._id is None else {"id": self._id, "resume": "allow"}
-        run = wandb.init(dir=str(directory), reinit="create_new", **{**self._options, **resume})
+        run = self.module.init(dir=str(directory), reinit="create_new", **{**self._options, **resume})
         self._id = run.id
         run.define_metric("step", hidden=True)
         run.define_metric("*", step_metric="step")

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from lightjax.callbacks import Callback, ModelCheckpoint
+from lightjax.callbacks.model_checkpoint import checkpoint_places
 from lightjax.errors import ConfigurationError, MetricError
 from lightjax.loggers.choice import logger_conflict
 from lightjax.policy import Policy
@@ -56,6 +57,11 @@ def check_arguments(trainer: Trainer) -> None:
             conflicts.append(conflict)
     if not trainer.enable_checkpointing and any(isinstance(one, ModelCheckpoint) for one in trainer.callbacks):
         conflicts.append("enable_checkpointing=False, but callbacks holds a ModelCheckpoint: leave one of them out")
+    if len(places := checkpoint_places(trainer.callbacks)) > 1:
+        conflicts.append(
+            f"ModelCheckpoints have different dirpaths ({', '.join(sorted(map(str, places)))}), but the checkpoints of "
+            "a run lie in one place, each once, whoever keeps it: give one"
+        )
     if trainer.on_save_error not in ("raise", "warn"):
         conflicts.append(f"on_save_error={trainer.on_save_error!r}: write 'raise' or 'warn'")
     conflicts += conflicts_in(trainer.strategy, trainer.devices, trainer.mesh)

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-__all__ = ["create_run_directory"]
+__all__ = ["create_run_directory", "place_checkpoints"]
 
 DEFAULT_ROOT = "lightjax_logs"
 _VERSION = re.compile(r"version_(\d+)")
@@ -64,6 +64,23 @@ def create_run_directory(root: str | os.PathLike[str] | None = None) -> Path:
             "checkpoints are written there. Pass a directory you may write to as default_root_dir, or train "
             "without files: logger=False, enable_checkpointing=False",
         ) from error
+
+
+def place_checkpoints(link: Path, place: Path) -> None:
+    """Puts the checkpoints of a new run somewhere else than into its directory, and a link there.
+
+    Args:
+      link: `<root>/version_N/checkpoints`; nothing is there yet.
+      place: a directory, made when it is missing. Where it holds the checkpoints of another run, those of this one go
+        into a `version_N` in it: they are never mixed.
+
+    Raises:
+      OSError: it cannot be made.
+    """
+    if any(place.glob("step_*")):
+        place = place / link.parent.name
+    place.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(place.absolute(), target_is_directory=True)
 
 
 def _highest_version(parent: Path) -> int:

@@ -15,6 +15,7 @@ from lightjax import _tree
 from lightjax.callbacks import Callback, GradientAccumulationScheduler, ModelCheckpoint
 from lightjax.callbacks.callback import Stage, call, call_to_the_end
 from lightjax.callbacks.extension import extended_state, extended_task
+from lightjax.callbacks.model_checkpoint import checkpoint_places
 from lightjax.checkpoint import Checkpoint, Checkpointer, Checkpoints
 from lightjax.checkpoint.catalog import FOLDER, is_newest
 from lightjax.checks import check_arguments, check_monitored
@@ -46,7 +47,7 @@ from lightjax.report.record import Life, add_life
 from lightjax.requeue import requeue_slurm_job
 from lightjax.result import FitResult
 from lightjax.run import Run
-from lightjax.run_directory import DEFAULT_ROOT, create_run_directory
+from lightjax.run_directory import DEFAULT_ROOT, create_run_directory, place_checkpoints
 from lightjax.schedule import Schedule, seconds
 from lightjax.seeding import global_seed
 from lightjax.shortcuts import rehearse, strip
@@ -404,6 +405,8 @@ class Trainer:
                 self.directory = checkpoint.path.parents[1]
             else:
                 self.directory = create_run_directory(self.default_root_dir)
+                if places := checkpoint_places(self.callbacks):
+                    place_checkpoints(self.directory / FOLDER, places.pop())
         logger = LoggerCollection(map(in_background, self.loggers))
         profiler = self.profiler
         history = History(logger, self.directory / HISTORY_FILE if self.directory and keeper else None, profiler)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import string
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,6 +38,9 @@ class ModelCheckpoint(Callback):
       save_on_exception: save the state that an error leaves, if the error did not take it.
       filename: a template such as "{epoch}-{val/loss:.2f}": each checkpoint gets a link of this name beside `step_N`,
         for people. Fields are `epoch`, `step` and metrics; one that was not reported at this very step says "none".
+      dirpath: where the checkpoints go instead of the run's directory, which gets a link to them. Where it holds those
+        of another run, they go into a `version_N` in it.
+      save_last: keep the last checkpoint when the run has ended. Until then it is always kept, to resume from.
       auto_insert_metric_name: write `epoch=3-val_loss=0.25` for that, and `3-0.25` otherwise.
 
     Attributes:
@@ -54,6 +59,8 @@ class ModelCheckpoint(Callback):
         train_time_interval: str | float | timedelta | dict[str, int] | None = None,
         keep_every_n_steps: int | None = None,
         save_on_exception: bool = True,
+        dirpath: str | os.PathLike[str] | None = None,
+        save_last: bool = True,
         filename: str | None = None,
         auto_insert_metric_name: bool = True,
     ) -> None:
@@ -75,6 +82,8 @@ class ModelCheckpoint(Callback):
         self.train_time_interval_s = seconds(train_time_interval, "train_time_interval")
         self.keep_every_n_steps = keep_every_n_steps
         self.save_on_exception = save_on_exception
+        self.dirpath = None if dirpath is None else Path(dirpath)
+        self.save_last = save_last
         self.filename = filename
         self.auto_insert_metric_name = auto_insert_metric_name
         self._run: Run | None = None
@@ -137,8 +146,13 @@ class ModelCheckpoint(Callback):
             self.save(run)
 
     def on_fit_end(self, run: Run) -> None:
-        """Saves the step the run ends with."""
-        self.save(run)
+        """Saves the step the run ends with, or lets the last one go."""
+        if self.save_last or run.stopped_by in ("interrupt", "preempted"):
+            self.save(run)
+        elif self._last is not None:
+            last, self._last = self._last, None
+            if last not in self.kept_steps:
+                run.delete_checkpoint(self._saved.pop(last))
 
     def on_exception(self, run: Run, error: BaseException) -> None:
         """Saves the state that an error left, if there were steps and it is still there."""
@@ -235,6 +249,11 @@ class ModelCheckpoint(Callback):
         if math.isnan(value):
             return math.inf
         return value if self.mode == "min" else -value
+
+
+def checkpoint_places(callbacks: Sequence[Callback]) -> set[Path]:
+    """Returns where callbacks want the checkpoints of a run to be; at most one place can be had."""
+    return {one.dirpath for one in callbacks if isinstance(one, ModelCheckpoint) and one.dirpath is not None}
 
 
 def _unlink(directory: Path, steps: set[int]) -> None:

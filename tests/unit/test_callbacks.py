@@ -313,3 +313,38 @@ def test_checkpoints_are_saved_by_the_clock_without_cutting_calls(tmp_path):
     trainer.fit(linear_task(), lj.ArrayLoader(linear_data(64), 4))
     assert saved == [8, 16, 16]
     assert lj.ModelCheckpoint(train_time_interval={"minutes": 2}).train_time_interval_s == 120
+
+
+def test_checkpoints_go_to_dirpath_and_those_of_two_runs_are_never_mixed(tmp_path):
+    def fit(resume=None, max_epochs=2):
+        keeper = lj.ModelCheckpoint("val/loss", dirpath=tmp_path / "mine", save_top_k=-1)
+        trainer = quiet(
+            max_epochs=max_epochs, callbacks=keeper, enable_checkpointing=True, default_root_dir=tmp_path, resume=resume
+        )
+        return trainer.fit(linear_task(), loader(), loader(8))
+
+    first, second = fit(), fit()
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["step_10", "step_5", "version_1"]
+    assert sorted(path.name for path in (tmp_path / "mine" / "version_1").iterdir()) == ["step_10", "step_5"]
+    again = fit("auto", max_epochs=3)
+    assert again.directory == second.directory != first.directory
+    assert (tmp_path / "mine" / "version_1" / "step_15").is_dir()
+    assert bits(lj.restore(tmp_path / "mine" / "step_10", first.state)) == bits(first.state)
+
+
+def test_keepers_that_want_different_places_are_refused(tmp_path):
+    keepers = [lj.ModelCheckpoint(dirpath=tmp_path / name) for name in "ab"]
+    with pytest.raises(lj.ConfigurationError, match=r"different dirpaths \(.*a, .*b\).*give one"):
+        lj.Trainer(callbacks=keepers)
+
+
+def test_the_last_checkpoint_goes_with_the_end_of_the_run_where_only_the_best_is_wanted(tmp_path):
+    class Worse(lj.Callback):
+        def on_validation_end(self, run):
+            run.log({"val/score": run.epoch})
+
+    keeper = lj.ModelCheckpoint("val/score", save_last=False)
+    trainer = quiet(max_epochs=3, callbacks=[Worse(), keeper], enable_checkpointing=True, default_root_dir=tmp_path)
+    result = trainer.fit(linear_task(), loader(), loader(8))
+    assert result.checkpoint.best.step == 5
+    assert [path.name for path in (result.directory / "checkpoints").iterdir()] == ["step_5"]

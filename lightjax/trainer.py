@@ -702,6 +702,10 @@ class Trainer:
                     "these methods."
                 )
         if self._engine is None or self._task is not task:
+            # A task may bring callbacks of its own (schedulers of a ported module); they leave with it.
+            own = [one for one in self.callbacks if one not in getattr(self._task, "callbacks", ())]
+            both = [*own, *getattr(task, "callbacks", ())]
+            self.callbacks = sorted(both, key=lambda one: isinstance(one, ModelCheckpoint))
             self._task = task
             self._engine = self._make_engine(task, layout_of(self.strategy, self.devices, self.mesh))
         return self._engine

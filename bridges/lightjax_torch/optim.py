@@ -45,6 +45,12 @@ class CapturedState(NamedTuple):
     rates: jax.Array
     first: jax.Array
 
+    @property
+    def hyperparams(self) -> dict[str, jax.Array]:
+        """The learning rate of the next step, where there is one; under the name that optax gives it."""
+        row = jnp.clip(self.updates - self.first, 0, self.rates.shape[0] - 1)
+        return {"learning_rate": self.rates[row, 0]} if self.rates.shape[1] == 1 else {}
+
 
 class CapturedOptimizer:
     """A torch optimizer, captured for parameters by name.
@@ -53,6 +59,7 @@ class CapturedOptimizer:
       optimizer: over parameters of the module.
       names: the name of every parameter of the module, by identity.
       with_gradient: the parameters that get a gradient; torch leaves others as they are, weight decay included.
+      rows: of how many steps the state holds learning rates.
 
     Raises:
       ConfigurationError: the optimizer holds a tensor that is no parameter of the module.
@@ -64,8 +71,10 @@ class CapturedOptimizer:
         optimizer: torch.optim.Optimizer,
         names: Mapping[int, str],
         with_gradient: Sequence[str],
+        rows: int = 1,
     ) -> None:
         self.optimizer = optimizer
+        self.rows = rows
         groups = [[self._name(names, tensor) for tensor in group["params"]] for group in optimizer.param_groups]
         self.groups = [[name for name in group if name in with_gradient] for group in groups]
         self.names = [name for group in self.groups for name in group]
@@ -90,7 +99,7 @@ class CapturedOptimizer:
             }
             for name, of_parameter in shapes.items()
         }
-        rates = jnp.asarray([self.rates], self._rate_dtype(params))
+        rates = jnp.asarray([self.rates] * self.rows, self._rate_dtype(params))
         return CapturedState(jnp.zeros((), jnp.int32), tensors, rates, jnp.zeros((), jnp.int32))
 
     def _update(self, updates: Any, state: Any, params: Any = None) -> tuple[Any, CapturedState]:
@@ -163,6 +172,7 @@ class CapturedOptimizer:
         kept = {name: _only_tensors(held) for name, held in state.items()}
         with torch.no_grad():
             graph = capture(step, like, dict(like), rates, kept)
+        _without_cancellation(graph.module.graph)
         program = Program(graph)
 
         def run(params: Any, grads: Any, rates: Any, tensors: Any) -> Any:
@@ -209,6 +219,21 @@ class CapturedOptimizer:
                 "torch.nn.Parameter(...), so that it is trained, saved and restored."
             )
         return names[id(tensor)]
+
+
+def _without_cancellation(graph: torch.fx.Graph) -> None:
+    """Computes the bias corrections of Adam and its kin, `1 - beta**t`, as one operation.
+
+    Torch has them as Python's doubles. In float32 the difference costs 3e-6 of a parameter of size 1 after 10 steps of
+    Adam and 3e-5 of RAdam; computed at once, 3e-7.
+    """
+    aten = torch.ops.aten
+    for node in graph.nodes:
+        power = node.args[0] if node.target is aten.rsub.Scalar and node.args[1:] == (1,) else None
+        if isinstance(power, torch.fx.Node) and power.target is aten.pow.Scalar:
+            base = power.args[0]
+            if isinstance(base, float) and 0 < base < 1:
+                node.target, node.args = torch.ops.lightjax.one_minus_power.default, (base, power.args[1])
 
 
 def _merged(state: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

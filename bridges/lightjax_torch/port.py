@@ -22,6 +22,7 @@ from lightjax_torch.gradients import with_torch_gradients
 from lightjax_torch.module_state import ModuleState, python_values, unchanged
 from lightjax_torch.optim import CapturedOptimizer
 from lightjax_torch.program import Program, origin
+from lightjax_torch.schedule import Schedules, configured
 from lightjax_torch.step_view import LoggedAs, StepView, Unknown
 
 Stage = Literal["train", "val", "test", "predict"]
@@ -73,6 +74,7 @@ class PortedTask:
 
     Attributes:
       module: the module, as it was given; `to_torch` changes its weights.
+      schedules: what steps the learning-rate schedulers on the host; None without any. The trainer calls its hooks.
     """
 
     def __init__(self, module: torch.nn.Module, optimizer: optax.GradientTransformation | None = None) -> None:
@@ -93,7 +95,10 @@ class PortedTask:
         self._kept = [name for name in everything if name not in self._trained]
         self._kept += [*self._tensors.buffers, *self._tensors.attributes]
         self._given = optimizer
-        self._torch_optimizer = None if optimizer is not None else _optimizer(module)
+        self._torch_optimizer, schedulers = (None, []) if optimizer is not None else configured(module)
+        self.schedules = None
+        if self._torch_optimizer is not None and schedulers:
+            self.schedules = Schedules(self._torch_optimizer, schedulers)
         self._steps: dict[Any, CapturedStep] = {}
         self._transformation: optax.GradientTransformation | None = optimizer
         if not hasattr(module, "validation_step") and not hasattr(module, "test_step"):
@@ -157,10 +162,15 @@ class PortedTask:
                 self._transformation = optax.set_to_zero()
             else:
                 names = {id(tensor): name for name, tensor in self._tensors.parameters.items()}
-                self._transformation = CapturedOptimizer(
-                    self._torch_optimizer, names, step.with_gradient
-                ).transformation()
+                rows = 1 if self.schedules is None else self.schedules.rows
+                captured = CapturedOptimizer(self._torch_optimizer, names, step.with_gradient, rows)
+                self._transformation = captured.transformation()
         return self._transformation
+
+    @property
+    def callbacks(self) -> list[lj.Callback]:
+        """What the trainer calls beside its own callbacks."""
+        return [] if self.schedules is None else [self.schedules]
 
     def state_dict(self, state: lj.TrainState) -> dict[str, torch.Tensor]:
         """Returns the weights of a state as the module's `state_dict`: copies, on the CPU, in the module's dtypes."""
@@ -432,17 +442,4 @@ def _state_in_evaluation(stage: Stage, names: list[str]) -> CaptureError:
     return CaptureError(
         f"{_METHODS[stage]} changes tensors that later batches see: {', '.join(names)}. A ported evaluation is a pure "
         f"function of the state and one batch, which leaves no trace; log what is to be gathered, or {WAY_OUT}."
-    )
-
-
-def _optimizer(module: Any) -> torch.optim.Optimizer | None:
-    """Returns the one optimizer of `configure_optimizers`."""
-    configured = module.configure_optimizers() if hasattr(module, "configure_optimizers") else None
-    if configured is None:
-        return None
-    if isinstance(configured, torch.optim.Optimizer):
-        return configured
-    raise ConfigurationError(
-        f"configure_optimizers returned {type(configured).__name__}; a ported module has one torch optimizer, or "
-        f"optimizer=optax...; {WAY_OUT}."
     )

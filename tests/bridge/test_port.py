@@ -13,7 +13,6 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
-import lightjax as lj  # noqa: E402
 from lightjax.errors import ConfigurationError  # noqa: E402
 from lightjax_torch import CaptureError  # noqa: E402
 from lightjax_torch.port import port_task  # noqa: E402
@@ -212,6 +211,17 @@ def test_an_optimizer_steps_as_torchs_does(name, double_precision):
     assert_same_weights(task.to_torch(state), reference, 1e-9)
 
 
+def test_adam_keeps_the_digits_of_its_corrections_in_float32():
+    torch.manual_seed(0)
+    module, batches = Regression(), sequences(10)
+    module.configure_optimizers = lambda: torch.optim.Adam(module.parameters(), lr=0.05)
+    reference = copy.deepcopy(module)
+    by_hand(reference, batches, torch.optim.Adam(reference.parameters(), lr=0.05))
+    task = port_task(module)
+    result = quiet(max_epochs=1).fit(task, batches)
+    assert_same_weights(task.to_torch(result.state), reference, 1e-6)
+
+
 def test_an_optax_optimizer_replaces_the_modules():
     module = CachedMask()
     task = port_task(module, optimizer=optax.sgd(0.0))
@@ -342,11 +352,28 @@ def test_modules_that_cannot_be_tasks_are_refused():
         port_task(module).init(jax.random.key(0), jax.tree.map(lambda t: t.numpy(), images(1)[0]))
 
 
+def test_a_step_over_eight_devices_is_the_same_step(double_precision):
+    torch.manual_seed(0)
+    module, batches = ConvNet(), images(2)
+    task = port_task(module)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, everywhere = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in (("data",), ()))
+    arrays = [jax.tree.map(lambda t: t.numpy(), batch) for batch in batches]
+    state = task.init(jax.random.key(0), arrays[0])
+    alone, spread, step = state, jax.device_put(state, everywhere), jax.jit(task.train_step)
+    for batch in arrays:
+        alone, metrics = step(alone, batch)
+        spread, spread_metrics = step(spread, jax.device_put(batch, rows))
+        np.testing.assert_allclose(spread_metrics["loss"], metrics["loss"], rtol=1e-12)
+    np.testing.assert_allclose(spread.params["head.weight"], alone.params["head.weight"], rtol=1e-9)
+    # BatchNorm sees the whole batch, as torch's SyncBatchNorm does.
+    np.testing.assert_allclose(spread.model_state["net.1.running_var"], alone.model_state["net.1.running_var"])
+
+
 def test_accumulated_gradients_equal_those_of_the_whole_batch(double_precision):
     torch.manual_seed(0)
     batches = tokens(3)
     whole, parts = (port_task(copy.deepcopy(module)) for module in [CachedMask()] * 2)
     expected = quiet(max_epochs=1).fit(whole, batches)
     found = quiet(max_epochs=1, microbatches=3).fit(parts, batches)
-    assert lj is not None
     assert_same_weights(parts.to_torch(found.state), whole.to_torch(expected.state), 1e-9)

@@ -8,8 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import torch
 from jax import lax
 
+from lightjax_torch import operators as operators  # defines lightjax's own
 from lightjax_torch.lowering.table import aten, dtype_or, floating, is_inexact, lower_all, lowers
 
 
@@ -189,6 +191,12 @@ def power(x: Any, exponent: Any) -> Any:
     if isinstance(exponent, int | float):
         return jnp.power(floating(x), exponent)
     return jnp.power(x, exponent)
+
+
+@lowers(torch.ops.lightjax.one_minus_power.default)
+def one_minus_power(base: float, exponent: jax.Array) -> jax.Array:
+    """`1 - base**exponent` without the cancellation: Adam's corrections, where float32 loses 3e-6 of a parameter."""
+    return -jnp.expm1(exponent * math.log(base))
 
 
 @lowers(aten.clamp.default, aten.clamp.Tensor, aten.clamp_min, aten.hardtanh.default)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jax import lax
 
+from lightjax_torch import operators as operators  # defines lightjax's own
 from lightjax_torch.lowering.table import lowers, vjp
 
 _ops = torch.ops.lightjax

@@ -526,9 +526,12 @@ class Trainer:
             return self._evaluate("val", task, data, state, datamodule)
 
     def test(self, task: TaskLike, data: Any = None, *, state: Any = None, datamodule: Any = None) -> dict[str, Any]:
-        """Evaluates a state on test data: as `validate`, with names prefixed "test/"."""
+        """Evaluates a state on test data: as `validate`, with names prefixed "test/".
+
+        A task with another step for test data has a task with that eval_step as its attribute `testing`.
+        """
         with in_use(datamodule, self, "test"):
-            return self._evaluate("test", task, data, state, datamodule)
+            return self._evaluate("test", getattr(task, "testing", task), data, state, datamodule)
 
     def predict(
         self,

@@ -74,6 +74,7 @@ class PortedTask:
 
     Attributes:
       module: the module, as it was given; `to_torch` changes its weights.
+      testing: the task that `trainer.test` evaluates: with `test_step` as its eval step.
       schedules: what steps the learning-rate schedulers on the host; None without any. The trainer calls its hooks.
     """
 
@@ -101,8 +102,10 @@ class PortedTask:
             self.schedules = Schedules(self._torch_optimizer, schedulers)
         self._steps: dict[Any, CapturedStep] = {}
         self._transformation: optax.GradientTransformation | None = optimizer
-        if not hasattr(module, "validation_step") and not hasattr(module, "test_step"):
+        if not hasattr(module, "validation_step"):
             self.eval_step = None  # pyright: ignore[reportAttributeAccessIssue]
+        test_step = self._test_step if hasattr(module, "test_step") else None
+        self.testing = lj.Task(self.init, self.train_step, test_step, self.predict_step)
 
     def init(self, key: jax.Array, batch: Any) -> lj.TrainState:
         """Returns the state of step 0, with the module's weights."""
@@ -127,8 +130,11 @@ class PortedTask:
         return state.apply_gradients(grads, model_state=model_state), metrics
 
     def eval_step(self, state: lj.TrainState, batch: Any) -> dict[str, Any]:  # pyright: ignore[reportRedeclaration]
-        """Runs `validation_step` (`test_step` where there is none)."""
-        return self._evaluate("val" if hasattr(self.module, "validation_step") else "test", state, batch)[1]
+        """Runs `validation_step`."""
+        return self._evaluate("val", state, batch)[1]
+
+    def _test_step(self, state: lj.TrainState, batch: Any) -> dict[str, Any]:
+        return self._evaluate("test", state, batch)[1]
 
     def predict_step(self, state: lj.TrainState, batch: Any) -> Any:
         """Runs `predict_step`, or the module itself."""

@@ -135,7 +135,7 @@ class Schedules(lj.Callback):
             if one.interval == "epoch" and (run.epoch + 1) % one.frequency == 0:
                 if not isinstance(one.scheduler, ReduceLROnPlateau):
                     self._happened(["epoch", number])
-                elif one.monitor in run.metrics:
+                elif one.monitor is not None and one.monitor in run.metrics:
                     self._happened(["metric", number, float(run.metrics[one.monitor])])
                 elif one.strict:
                     raise ConfigurationError(

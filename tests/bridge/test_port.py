@@ -63,6 +63,9 @@ class ConvNet(Module):
         x, y = batch
         self.log("accuracy", (self(x).argmax(1) == y).to(x.dtype).mean())
 
+    def test_step(self, batch, batch_idx):
+        self.log("wrong", (self(batch[0]).argmax(1) != batch[1]).to(batch[0].dtype).mean())
+
     def predict_step(self, batch, batch_idx):
         return self(batch[0]).argmax(1)
 
@@ -254,6 +257,7 @@ def test_evaluation_and_prediction_use_the_modules_own_steps():
         logits = [trained(x) for x, _ in batches]
     accuracy = torch.cat([one.argmax(1) == y for one, (_, y) in zip(logits, batches, strict=True)]).double().mean()
     assert trainer.validate(task, batches)["val/accuracy"] == pytest.approx(accuracy.item())
+    assert trainer.test(task, batches)["test/wrong"] == pytest.approx(1 - accuracy.item())
     predicted = trainer.predict(task, batches)
     np.testing.assert_array_equal(np.asarray(predicted), torch.cat([one.argmax(1) for one in logits]).numpy())
 

@@ -1,6 +1,6 @@
 """lightjax: a trainer for models written as pure functions."""
 
-from lightjax import tune
+from lightjax import distributed, tune
 from lightjax.callbacks import (
     EMA,
     Callback,
@@ -134,6 +134,7 @@ __all__ = [
     "WandbLogger",
     "WeightAveraging",
     "averaged",
+    "distributed",
     "grad",
     "load_params",
     "remat",

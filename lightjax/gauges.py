@@ -68,7 +68,7 @@ class Gauges:
 
     def _memory(self, rows: Mapping[str, Any]) -> dict[str, float]:
         values = {}
-        device = next((one for leaf in rows.values() for one in leaf.devices()), None)
+        device = next((one for leaf in rows.values() for one in leaf.sharding.addressable_devices), None)
         if device is not None and (stats := device.memory_stats()) and "bytes_in_use" in stats:
             values["device_memory_bytes"] = float(stats["bytes_in_use"])
         try:

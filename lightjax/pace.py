@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import jax
 
-from lightjax import _tree
+from lightjax import _tree, distributed
 from lightjax.callbacks.callback import Callback
 from lightjax.data.stretch import STACK_BYTES
 
@@ -88,6 +88,8 @@ class Pace:
             self.reason = "convolutions run faster outside of a loop on the CPU"
             self.capacity = min(CPU_STEPS if wanted == "auto" else wanted, *(most for most, _ in self._bounds))
             self.measuring = self.capacity > 1
+        elif not isinstance(wanted, int) and not distributed.is_alone():
+            self.reason = "several processes would each measure another time; give a number to fuse steps"
         elif isinstance(wanted, int):
             self.steps = self.capacity = min(wanted, epoch_steps or wanted)
             self.reason = "as asked for"

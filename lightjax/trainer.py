@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import jax
 
-from lightjax import _tree
+from lightjax import _tree, distributed
 from lightjax.callbacks import Callback, GradientAccumulationScheduler, ModelCheckpoint
 from lightjax.callbacks.callback import Stage, call, call_to_the_end
 from lightjax.callbacks.extension import extended_state, extended_task
@@ -206,6 +206,7 @@ class Trainer:
         strict: bool = False,
         check_memory: bool = True,
     ) -> None:
+        distributed.join_launched()
         self.hyperparameters = {
             name: value for name, value in locals().items() if name not in ("self", "callbacks", "logger")
         }
@@ -408,8 +409,12 @@ class Trainer:
                 if places := checkpoint_places(self.callbacks):
                     place_checkpoints(self.directory / FOLDER, places.pop())
         logger = LoggerCollection(map(in_background, self.loggers))
+                self.directory = self._new_directory()
+        main = distributed.is_main()
+        logger = LoggerCollection(self.loggers if main else ())
         profiler = self.profiler
-        history = History(logger, self.directory / HISTORY_FILE if self.directory and keeper else None, profiler)
+        file = self.directory / HISTORY_FILE if self.directory and keeper and main else None
+        history = History(logger, file, profiler)
 
         def before_write() -> None:
             history.write()
@@ -422,7 +427,7 @@ class Trainer:
         checkpointer = None
         if self.directory and keeper:
             checkpointer = Checkpointer(self.directory / FOLDER, before_write, self.on_save_error)
-        progress = make_progress(self.enable_progress_bar)
+        progress = make_progress(self.enable_progress_bar and distributed.is_main())
         run = Run(self, engine, state, history, logger, checkpointer, self.directory)
         run.profiler = profiler
         run.totals = engine.train_totals()
@@ -632,11 +637,12 @@ class Trainer:
         It reports to the loggers of the last training.
         """
         logger = LoggerCollection(map(in_background, self.loggers if self.directory is not None else ()))
+        logger = LoggerCollection(self.loggers if self.directory is not None and distributed.is_main() else ())
         run = Run(self, engine, state, History(logger), logger, None, self.directory, stage)
         with ExitStack() as closing:
             closing.callback(engine.close)
             closing.callback(logger.finish)
-            progress = make_progress(self.enable_progress_bar)
+            progress = make_progress(self.enable_progress_bar and distributed.is_main())
             closing.callback(progress.close)
             try:
                 call(self.callbacks, "setup", run, stage)
@@ -687,6 +693,11 @@ class Trainer:
     def _state_to_evaluate(self, engine: Engine, given: Any, loaders: Loaders) -> Any:
         key = jax.random.key(self.seed)
         return state_to_evaluate(engine, key, next(iter(loaders.values())), given, self._state, self._checkpoints)
+
+    def _new_directory(self) -> Path:
+        """Makes the directory of a run, in process 0 for all."""
+        made = create_run_directory(self.default_root_dir) if distributed.is_main() else ""
+        return Path(distributed.from_main(str(made)))
 
     def _root(self) -> Path:
         return Path(self.default_root_dir or DEFAULT_ROOT).absolute()

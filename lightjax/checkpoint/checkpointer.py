@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lightjax import _tree
+from lightjax import _tree, distributed
 from lightjax.checkpoint.checkpoint import Checkpoint
 from lightjax.checkpoint.checksums import damage
 from lightjax.checkpoint.storage import Storage, remove_unfinished
@@ -105,7 +105,8 @@ class Checkpointer:
         numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
         described = {"step": step, "metrics": numbers, "versions": {"jax": jax.__version__}} | dict(about or {})
         self._newest = saved = Checkpoint(self.path(step), step, numbers, like=_tree.abstract(state))
-        waits = not self._due() and _tree.size_in_bytes(state) <= HELD_BYTES
+        # Processes write together, and clocks differ: what waits on one has to wait on all.
+        waits = distributed.is_alone() and not self._due() and _tree.size_in_bytes(state) <= HELD_BYTES
         held = _Held(
             self._newest, dict(items or {}) | {"state": _own_device_arrays(state) if waits else state}, described
         )
@@ -199,7 +200,8 @@ class Checkpointer:
         unwanted = {checkpoint.step for checkpoint in self._unwanted}
         if self._complete - unwanted:
             for checkpoint in self._unwanted:
-                shutil.rmtree(checkpoint.path, ignore_errors=True)
+                if distributed.is_main():
+                    shutil.rmtree(checkpoint.path, ignore_errors=True)
             self._complete -= unwanted
             self._unwanted.clear()
 

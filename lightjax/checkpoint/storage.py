@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lightjax import _tree
+from lightjax import _tree, distributed
 from lightjax.checkpoint.checksums import FILE, damage, write_checksums
 from lightjax.errors import CheckpointError
 
@@ -163,6 +163,8 @@ class Storage:
     def _complete(self) -> None:
         """Called by orbax in its thread once everything is written, before the directory gets its name."""
         assert self._path is not None
+        if not distributed.is_main():
+            return
         unnamed = self._path.parent.glob(f"{self._path.name}.orbax-checkpoint-tmp*")
         write_checksums(max(unnamed, key=lambda path: path.stat().st_mtime))
 
@@ -263,7 +265,7 @@ def _wanted(leaf: Any) -> Any:
         jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype
     ):
         return np.empty(leaf.shape, leaf.dtype)
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lightjax import _tree
+from lightjax import _tree, distributed
 from lightjax.data import passes
 from lightjax.data.passes import Pass
+from lightjax.data.share import ALL, Share
 from lightjax.data.stretch import Cursor, Gathered, Stacked, Stretch, canonical, stacked_spec
 from lightjax.errors import CheckpointError, DataError
 
@@ -24,9 +25,15 @@ class IterableSource:
     """
 
     def __init__(
-        self, open_pass: Callable[[], Any], name: str, limit: int | None = None, length: int | None = None
+        self,
+        open_pass: Callable[[], Any],
+        name: str,
+        limit: int | None = None,
+        length: int | None = None,
+        share: Share = ALL,
     ) -> None:
         self.name = name
+        self.share = share
         self._open_pass = open_pass
         self._limit = limit
         known = [number for number in (limit, length) if number is not None]
@@ -45,7 +52,8 @@ class IterableSource:
             raise DataError(f"{self.name} is empty: it gave no batch; pass a loader with at least one batch.")
         found.hold(batch)
         self._pending = found
-        return self.host_batch(batch, 0, 0)
+        batch = self.host_batch(batch, 0, 0)
+        return batch if self.share.parts == 1 else self._agreed(batch)
 
     def epoch(self, index: int, start: int = 0) -> Cursor:
         """Returns a cursor at the beginning of a new pass, or where `resume` left the pass of this epoch."""
@@ -101,7 +109,7 @@ class IterableSource:
 
     def specs(self, capacity: int) -> list[Stacked | Gathered]:
         """Returns the shapes of the stretches to come, as far as the first batch tells them."""
-        return [stacked_spec(self._first, capacity)]
+        return [stacked_spec(jax.tree.map(self._whole, self._first), capacity)]
 
     def host_batch(self, batch: Any, epoch: int, number: int) -> Any:
         """Turns a batch into arrays and checks that it is like the first one."""
@@ -126,6 +134,31 @@ class IterableSource:
             return False
         first = _tree.named_leaves(self._spec)
         return all(first.get(path) == leaf for path, leaf in _tree.named_leaves(spec).items())
+
+    def _agreed(self, batch: Any) -> Any:
+        """Compares the data of all processes, and makes one batch of all that is the same for each.
+
+        Each process reads a loader of its own, and a program that some of them run without the others never ends.
+        """
+        rows = [leaf.shape[0] for leaf in jax.tree.leaves(batch) if leaf.ndim]
+        sizes = distributed.gathered([-1 if self.batches is None else self.batches, *rows])
+        if self.batches is None or (sizes != sizes[0]).any():
+            listed = "; ".join(
+                f"process {process}: {'?' if one[0] < 0 else one[0]} batches of {one[1]} rows"
+                for process, one in enumerate(sizes)
+            )
+            raise DataError(
+                f"{self.name} gives every process its own part of each batch, so that all need as many batches of as "
+                f"many rows, and a length: {listed}. Give loaders with len() and of one size (drop_last=True), or an "
+                "lj.ArrayLoader of all the data, which cuts every batch by itself."
+            )
+        first = distributed.of_main(batch)
+        return jax.tree.map(lambda leaf: np.concatenate([leaf] * self.share.parts) if leaf.ndim else leaf, first)
+
+    def _whole(self, leaf: Any) -> Any:
+        """Returns the shape of a leaf over all processes."""
+        rows = [size * self.share.parts for size in leaf.shape[:1]]
+        return jax.ShapeDtypeStruct((*rows, *leaf.shape[1:]), leaf.dtype)
 
     def _pass(self, index: int) -> Pass:
         """Returns the pass that was begun already, or begins one."""
@@ -189,7 +222,7 @@ class _IterableCursor:
                 self.number -= 1
                 break
             stack.add(batch)
-        return stack.stretch(self.batches.place())
+        return stack.stretch(self.batches.place(), self.source.share.parts)
 
     def _next(self) -> Any:
         if self.number == self.limit:
@@ -200,6 +233,7 @@ class _IterableCursor:
             error.add_note(f"{self.source.name} raised this instead of batch {self.number} of epoch {self.epoch}.")
             raise
         if batch is None:
+            self._check_end()
             if self.number == 0 and self.epoch == 0:
                 raise DataError(
                     f"{self.source.name} is empty: it gave no batch; pass a loader with at least one batch."
@@ -211,8 +245,22 @@ class _IterableCursor:
                 )
             return None
         batch = self.source.host_batch(batch, self.epoch, self.number)
+        if self.source.share.parts > 1 and _shapes(batch) != self.source.shapes:
+            raise DataError(
+                f"{self.source.name} gave batch {self.number} of epoch {self.epoch} with another number of rows than "
+                "its first one, which the other processes cannot know; give batches of one size (drop_last=True), or "
+                "an lj.ArrayLoader of all the data, which cuts every batch by itself."
+            )
         self.number += 1
         return batch
+
+    def _check_end(self) -> None:
+        wanted = self.source.batches
+        if self.source.share.parts > 1 and wanted is not None and self.number < wanted:
+            raise DataError(
+                f"{self.source.name} ended after {self.number} of the {wanted} batches of epoch {self.epoch} that its "
+                "length says, and the other processes wait for the rest; let len() be what it gives."
+            )
 
 
 def _shapes(batch: Any) -> tuple[Any, ...]:
@@ -240,12 +288,12 @@ class _Stack:
                 column[self.count] = leaf
         self.count += 1
 
-    def stretch(self, place: Any) -> Stretch:
+    def stretch(self, place: Any, parts: int) -> Stretch:
         stacks = [
             jnp.stack([*column, *[column[-1]] * (self.capacity - self.count)]) if isinstance(column, list) else column
             for column in self.columns
         ]
-        return Stretch(Stacked(jax.tree.unflatten(self.structure, stacks)), self.count, place=place)
+        return Stretch(Stacked(jax.tree.unflatten(self.structure, stacks)), self.count, parts, place=place)
 
 
 def _as_array(leaf: Any, path: str, name: str, where: str) -> Any:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,29 @@ def put_everywhere(tree: Any, sharding: Any) -> Any:
     """
     if sharding is None or sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf, leaf.shape), tree)
+    return put_whole(tree, jax.tree.map(lambda _: sharding, tree))
+
+
+def put_whole(tree: Any, shardings: Any) -> Any:
+    """Puts arrays that every process has whole where they are to lie; does not wait.
+
+    Args:
+      tree: pytree of arrays, the same in every process; one that spans processes already may lie anywhere.
+      shardings: of its leaves, a tree like it.
+    """
+    if all(sharding.is_fully_addressable for sharding in jax.tree.leaves(shardings)):
+        return jax.device_put(tree, shardings)
+
+    def put(leaf: Any, sharding: Any) -> Any:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jax.jit(lambda leaf: leaf, out_shardings=sharding)(leaf)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = put(jax.random.key_data(leaf), sharding)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, tree, shardings)
 
 
 # A process alone reads everything.

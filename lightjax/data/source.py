@@ -74,7 +74,7 @@ def as_source(data: Any, name: str, limit: int | float | None = None, share: Sha
     if isinstance(data, ArrayLoader):
         return ArraySource(data, name, _limit(limit, len(data), name), share)
     if not isinstance(data, Iterable) and callable(data):
-        return IterableSource(data, name, _limit(limit, None, name))
+        return IterableSource(data, name, _limit(limit, None, name), share=share)
     if isinstance(data, dict | str | bytes) or not (isinstance(data, Iterable) or hasattr(data, "__getitem__")):
         raise DataError(
             f"{name} is {a_or_an(type(data).__name__)}, which is no loader: it gives no batches to iterate over; pass "
@@ -87,7 +87,7 @@ def as_source(data: Any, name: str, limit: int | float | None = None, share: Sha
             'lj.CombinedLoader({"a": first, "b": second}).'
         )
     length = _length(data)
-    return IterableSource(lambda: data, name, _limit(limit, length, name), length)
+    return IterableSource(lambda: data, name, _limit(limit, length, name), length, share)
 
 
 def _length(data: Any) -> int | None:

@@ -15,7 +15,7 @@ import numpy as np
 from jax.extend import core
 
 from lightjax import _tree
-from lightjax.data.share import Share
+from lightjax.data.share import Share, put_everywhere
 from lightjax.data.source import Source
 from lightjax.data.stretch import STACK_BYTES, Stretch
 from lightjax.engine.compiler import Compiler
@@ -96,7 +96,7 @@ class JitEngine:
             jaxpr, shapes = jax.make_jaxpr(checked_init(self.task, self.request), return_shape=True)(key, batch)
             shardings = jax.tree.leaves(self.layout.state(shapes))
             init = jax.jit(core.jaxpr_as_fun(jaxpr), out_shardings=shardings, compiler_options=self._options or None)
-            placed = jax.device_put((key, batch), (self.layout.replicated, self.layout.batch(batch)))
+            placed = (put_everywhere(key, self.layout.replicated), self.layout.put_batch(batch))
             return _own_buffers(jax.tree.unflatten(jax.tree.structure(shapes), init(*jax.tree.leaves(placed))))
 
     def abstract_state(self, key: jax.Array, batch: Any) -> Any:
@@ -110,11 +110,11 @@ class JitEngine:
 
     def adopt_state(self, state: Any) -> Any:
         """Copies a state of the user's to the devices: the steps donate what they run on."""
-        return _own_buffers(self.place_state(jax.tree.map(lambda leaf: jnp.copy(strong(leaf)), state)))
+        return _own_buffers(self.layout.put_state(jax.tree.map(lambda leaf: jnp.copy(strong(leaf)), state)))
 
     def place_state(self, state: Any) -> Any:
         """Puts a state that is only read where its leaves are to lie; does not wait."""
-        return jax.device_put(state, self.layout.state(_tree.abstract(state)))
+        return self.layout.put_state(state)
 
     def place_stretch(self, stage: str, stretch: Stretch, *before: int) -> Stretch:
         """Puts a stretch on the devices, in one transfer, with what the program has to know of what was done before.
@@ -228,11 +228,16 @@ class JitEngine:
         """Runs the predict step on the one batch of a stretch; does not wait for it."""
         if self._predict is None:
             step = self.layout.mapped(checked_predict_step(self.task), rows=True)
+            # Where a process sees but a part of the outputs, every one gets them whole.
+            alone = self.layout.replicated.is_fully_addressable
             self._predict = jax.jit(
-                lambda state, steps: step(state, steps.batch(0)), compiler_options=self._options or None
+                lambda state, steps: step(state, steps.batch(0)),
+                out_shardings=None if alone else self.layout.replicated,
+                compiler_options=self._options or None,
             )
+        steps, _ = self.layout.put(stretch.steps, np.zeros(0, np.int32), stretch.parts)
         with self.layout.scope():
-            return self._predict(state, jax.device_put(stretch.steps, self.layout.steps(stretch.steps)))
+            return self._predict(state, steps)
 
     def compute(self, stage: str, vectors: Any) -> dict[str, Any]:
         """Computes packed metrics of a stage ("train", "eval", "eval/NAME") that are on the host."""
@@ -273,7 +278,7 @@ class JitEngine:
     def _zeros(self, stage: str, *leading: int) -> Vectors:
         lengths = self._traced[stage].packing.lengths
         zeros = {dtype: np.zeros((*leading, length), dtype) for dtype, length in lengths.items()}
-        return jax.device_put(zeros, self.layout.replicated)
+        return put_everywhere(zeros, self.layout.replicated)
 
     def traced(self, stage: str) -> Traced:
         """Returns a stage as tracing found it."""

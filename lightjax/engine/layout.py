@@ -67,6 +67,14 @@ class Layout(Protocol):
         """
         ...
 
+    def put_batch(self, batch: Any) -> Any:
+        """Puts a batch that every process has whole on the devices."""
+        ...
+
+    def put_state(self, state: Any) -> Any:
+        """Puts a state where its leaves are to lie."""
+        ...
+
     def scope(self) -> AbstractContextManager[Any]:
         """Returns the context in which steps are traced and lowered."""
         ...
@@ -121,6 +129,14 @@ class OneDevice:
     def put(self, steps: Steps, control: Any, parts: int) -> tuple[Steps, Any]:
         """One transfer."""
         return jax.device_put((steps, control), self.replicated)
+
+    def put_batch(self, batch: Any) -> Any:
+        """One transfer."""
+        return jax.device_put(batch, self.replicated)
+
+    def put_state(self, state: Any) -> Any:
+        """One transfer."""
+        return jax.device_put(state, self.replicated)
 
     def scope(self) -> AbstractContextManager[Any]:
         """No context."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -9,14 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lightjax import _tree
-from lightjax.data.share import Share
+from lightjax.data.share import Share, put_everywhere, put_whole
 from lightjax.data.stretch import Stacked
 from lightjax.engine.in_flight import CALLS_IN_FLIGHT
 from lightjax.engine.partition import partition
 from lightjax.engine.program import Steps
+from lightjax.errors import ConfigurationError
 from lightjax.sharding import DATA_AXIS, Sharded, shard_batch
 
 
@@ -87,7 +90,21 @@ class Meshed:
 
     def put(self, steps: Steps, control: Any, parts: int) -> tuple[Steps, Any]:
         """One transfer to all devices of this process."""
-        return jax.device_put((steps, control), (self.steps(steps), self.replicated))
+        if self.replicated.is_fully_addressable:
+            return jax.device_put((steps, control), (self.steps(steps), self.replicated))
+        if isinstance(steps, Stacked):
+            steps = jax.tree.map(lambda leaf: self._joined(leaf, 1, parts), steps)
+        else:
+            steps = dataclasses.replace(steps, first=put_everywhere(steps.first, self.replicated))
+        return steps, put_everywhere(control, self.replicated)
+
+    def put_batch(self, batch: Any) -> Any:
+        """The rows over the axis "data", of a batch that every process has whole."""
+        return put_whole(batch, self.batch(batch))
+
+    def put_state(self, state: Any) -> Any:
+        """Each leaf as the strategy says; every process has it whole, or its part of one that is split already."""
+        return put_whole(state, self.state(_tree.abstract(state)))
 
     def scope(self) -> AbstractContextManager[Any]:
         """The mesh, for `lj.shard_batch`."""
@@ -95,15 +112,50 @@ class Meshed:
 
     @property
     def share(self) -> Share:
-        """Everything."""
-        return Share(self.replicated)
+        """The rows that lie on the devices of this process; all, where others hold them as well.
+
+        Raises:
+          ConfigurationError: the processes' rows overlap without being the same.
+        """
+        names = list(self.mesh.axis_names)
+        by_row = np.moveaxis(self.mesh.devices, names.index(DATA_AXIS), 0).reshape(self.mesh.shape[DATA_AXIS], -1)
+        rows: dict[int, set[int]] = {}
+        for row, devices in enumerate(by_row):
+            for device in devices:
+                rows.setdefault(device.process_index, set()).add(row)
+        distinct = sorted({tuple(sorted(one)) for one in rows.values()})
+        if sum(map(len, distinct)) != len(by_row):
+            raise ConfigurationError(
+                f"The mesh {dict(self.mesh.shape)} gives processes rows of the batch that overlap in part; make the "
+                f"axis {DATA_AXIS!r} the first, and the others divide the devices of a process, or the other way round."
+            )
+        mine = tuple(sorted(rows.get(jax.process_index(), distinct[0])))
+        return Share(self.replicated, distinct.index(mine), len(distinct))
+
+    def _joined(self, leaf: Any, axis: int, parts: int) -> jax.Array:
+        """Makes one array of the parts that processes have of it along an axis."""
+        if leaf.ndim <= axis or parts == 1:
+            return put_whole(leaf, self._cut(leaf, axis))
+        shape = (*leaf.shape[:axis], leaf.shape[axis] * parts, *leaf.shape[axis + 1 :])
+        split = self._cut(jax.ShapeDtypeStruct(shape, leaf.dtype), axis)
+        return jax.make_array_from_process_local_data(split, leaf, shape)
 
     def _rows(self, tree: Any, axis: int) -> Any:
-        split = NamedSharding(self.mesh, PartitionSpec(*[None] * axis, DATA_AXIS))
-        parts = self.mesh.shape[DATA_AXIS]
-        return jax.tree.map(
-            lambda leaf: split if leaf.ndim > axis and leaf.shape[axis] % parts == 0 else self.replicated, tree
-        )
+        return jax.tree.map(lambda leaf: self._cut(leaf, axis), tree)
+
+    def _cut(self, leaf: Any, axis: int) -> jax.sharding.Sharding:
+        """Chooses how an array is cut along an axis: over all devices, else over the processes, else not at all."""
+        if leaf.ndim <= axis:
+            return self.replicated
+        before = [None] * axis
+        if leaf.shape[axis] % self.mesh.shape[DATA_AXIS] == 0:
+            return NamedSharding(self.mesh, PartitionSpec(*before, DATA_AXIS))
+        parts = 1 if self.replicated.is_fully_addressable else self.share.parts
+        if parts == 1 or leaf.shape[axis] % parts:
+            return self.replicated
+        # The devices do not divide it, the processes do: each device holds what its process has.
+        by_process = np.moveaxis(self.mesh.devices, list(self.mesh.axis_names).index(DATA_AXIS), 0).reshape(parts, -1)
+        return NamedSharding(jax.sharding.Mesh(by_process, ("process", "local")), PartitionSpec(*before, "process"))
 
 
 def make_mesh(wanted: Any, devices: list[Any]) -> tuple[jax.sharding.Mesh | None, str | None]:

@@ -1,7 +1,10 @@
 """Standard output, or another text file, that may go away while a run goes on."""
 
+import io
 import sys
 from typing import Any, TextIO
+
+from lightjax.distributed import is_main
 
 __all__ = ["Output", "is_terminal"]
 
@@ -10,10 +13,12 @@ class Output:
     """Writes to a text file; once that fails (closed, broken pipe, full disk), to nowhere.
 
     Args:
-      file: the file. None means what standard output is now.
+      file: the file. None means what standard output is now, in process 0; nowhere in others.
     """
 
     def __init__(self, file: TextIO | None = None):
+        if file is None and not is_main():
+            file = io.StringIO()
         stdout = getattr(sys.stdout, "rich_proxied_file", sys.stdout)  # not the bar that may hold it
         self._file: TextIO | None = stdout if file is None else file
 

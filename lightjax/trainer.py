@@ -405,13 +405,11 @@ class Trainer:
             if checkpoint is not None and checkpoint.path.parent.name == FOLDER and is_newest(checkpoint):
                 self.directory = checkpoint.path.parents[1]
             else:
-                self.directory = create_run_directory(self.default_root_dir)
-                if places := checkpoint_places(self.callbacks):
-                    place_checkpoints(self.directory / FOLDER, places.pop())
-        logger = LoggerCollection(map(in_background, self.loggers))
                 self.directory = self._new_directory()
+                if (places := checkpoint_places(self.callbacks)) and distributed.is_main():
+                    place_checkpoints(self.directory / FOLDER, places.pop())
         main = distributed.is_main()
-        logger = LoggerCollection(self.loggers if main else ())
+        logger = LoggerCollection(map(in_background, self.loggers if main else ()))
         profiler = self.profiler
         file = self.directory / HISTORY_FILE if self.directory and keeper and main else None
         history = History(logger, file, profiler)
@@ -636,8 +634,8 @@ class Trainer:
 
         It reports to the loggers of the last training.
         """
-        logger = LoggerCollection(map(in_background, self.loggers if self.directory is not None else ()))
-        logger = LoggerCollection(self.loggers if self.directory is not None and distributed.is_main() else ())
+        reports = self.directory is not None and distributed.is_main()
+        logger = LoggerCollection(map(in_background, self.loggers if reports else ()))
         run = Run(self, engine, state, History(logger), logger, None, self.directory, stage)
         with ExitStack() as closing:
             closing.callback(engine.close)

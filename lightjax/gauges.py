@@ -1,16 +1,19 @@
-"""Gauges: how fast a training runs and how much memory it takes, for the loggers."""
+"""Gauges: the learning rate, how fast a training runs and how much memory it takes, for the loggers."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 
+from lightjax.errors import ConfigurationError
 from lightjax.history import Report
+from lightjax.learning_rate import named_learning_rates
 from lightjax.progress.clock import StepClock
+from lightjax.train_states import train_states
 
 # Looking takes 10 to 30 us; where every step is reported, that is too much for each.
 LEAST_S = 0.5
@@ -18,7 +21,9 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 class Gauges:
-    """Measures `steps_per_s`, `examples_per_s` and memory beside the reports of training, twice a second at most.
+    """Measures `steps_per_s`, `examples_per_s`, memory and `learning_rate` beside the reports of training.
+
+    Twice a second at most. The learning rate is that of any optax schedule or injected hyperparameter, read late.
 
     Speed is that of the steps between two looks; compiling and evaluating do not count. Memory is what the first device
     says of itself (`device_memory_bytes`; CPUs say nothing) and what the process holds (`host_memory_bytes`). Nothing
@@ -33,9 +38,10 @@ class Gauges:
         self.examples = examples
         self.clock = StepClock(time.perf_counter)
         self._looked_s = float("-inf")
+        self._rates: Callable[[Any], dict[str, jax.Array]] | None = None
 
     def beside(
-        self, read: Callable[[], Iterable[Report]], step: int, batches: int, rows: Mapping[str, jax.Array]
+        self, read: Callable[[], Iterable[Report]], step: int, batches: int, state: Any
     ) -> Callable[[], Iterator[Report]] | Callable[[], Iterable[Report]]:
         """Measures now, and puts the numbers beside the last of the reports that will be read.
 
@@ -43,7 +49,7 @@ class Gauges:
           read: reads reports.
           step: steps done.
           batches: in a step.
-          rows: something on the devices.
+          state: after this step.
         """
         now_s, mark = time.perf_counter(), self.clock.mark()
         first = mark is None
@@ -53,22 +59,35 @@ class Gauges:
         if first:
             return read
         self._looked_s = now_s
-        values = self._memory(rows)
+        values = self._memory(state)
         if rate := self.clock.rate(since=mark):
             values["steps_per_s"] = rate
             if self.examples is not None:
                 values["examples_per_s"] = rate * batches * self.examples
 
+        with self.clock.excluded():  # the first time it is compiled
+            rates = self._learning_rates(state)
+
         def read_with_gauges() -> Iterator[Report]:
             *before, last = read()
             yield from before
-            yield last._replace(gauges=values)
+            found = {name: float(rate) for name, rate in jax.device_get(rates).items()}
+            yield last._replace(gauges=values | found)
 
         return read_with_gauges
 
-    def _memory(self, rows: Mapping[str, Any]) -> dict[str, float]:
+    def _learning_rates(self, state: Any) -> dict[str, jax.Array]:
+        if self._rates is None:
+            self._rates = jax.jit(named_learning_rates)
+            try:
+                jax.eval_shape(named_learning_rates, state)
+            except ConfigurationError:
+                self._rates = lambda state: {}  # nobody can tell; LearningRateMonitor says why
+        return self._rates(state) if train_states(state) else {}
+
+    def _memory(self, state: Any) -> dict[str, float]:
         values = {}
-        device = next((one for leaf in rows.values() for one in leaf.sharding.addressable_devices), None)
+        device = next((one for leaf in jax.tree.leaves(state)[:1] for one in leaf.sharding.addressable_devices), None)
         if device is not None and (stats := device.memory_stats()) and "bytes_in_use" in stats:
             values["device_memory_bytes"] = float(stats["bytes_in_use"])
         try:

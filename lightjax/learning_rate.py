@@ -11,6 +11,7 @@ import optax
 
 from lightjax import _tree
 from lightjax.errors import ConfigurationError
+from lightjax.train_states import train_states
 
 
 def learning_rates(optimizer: Any, opt_state: Any) -> dict[str, jax.Array]:
@@ -56,6 +57,19 @@ def learning_rates(optimizer: Any, opt_state: Any) -> dict[str, jax.Array]:
         sizes = _closed_over(optimizer, "step_size")
         found = [jnp.float32(-size) for size in sizes if isinstance(size, float) and size < 0]
     return {"": found[0]} if len(found) == 1 else {str(i): rate for i, rate in enumerate(found)}
+
+
+def named_learning_rates(state: Any) -> dict[str, jax.Array]:
+    """Reads the learning rates of every `TrainState` in a state: "learning_rate", with a path where there are several.
+
+    Raises:
+      ConfigurationError: as `learning_rates`.
+    """
+    return {
+        "/".join(filter(None, ("learning_rate", path, name))): rate + 0
+        for path, one in train_states(state).items()
+        for name, rate in learning_rates(one.optimizer, one.opt_state).items()
+    }
 
 
 def _is_injected(node: Any) -> bool:

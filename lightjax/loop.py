@@ -31,6 +31,7 @@ from lightjax.gauges import Gauges
 from lightjax.interrupt import Interrupt
 from lightjax.metrics import batch_size, numbers
 from lightjax.pace import Pace
+from lightjax.preflight import preflight
 from lightjax.progress import Progress
 from lightjax.reports import totals_report, window_reports
 from lightjax.run import Run
@@ -74,6 +75,7 @@ class Loop:
         self._at_call_end = [one for one in callbacks if one.overrides("on_call_end")]
         self._prepare()
         self.gauges = Gauges(batch_size(data.train.first()))
+        self.announces = run.trainer.enable_model_summary
         self.rows: Any = None
         self.in_flight: deque[Any] = deque()
 
@@ -201,13 +203,16 @@ class Loop:
         if not self.engine.is_ready("train", stretch):
             with self.progress.excluded(), self.gauges.clock.excluded(), profiler.profile("compilation"):
                 self.engine.program("train", stretch)
+        if self.announces:
+            self.announces = False
+            run.print(preflight(run, self.engine, self.data, schedule, self.pace, stretch))
         with profiler.call(run.step, stretch.count, self.rows), jax.transfer_guard("disallow"):
             state, run.totals, self.rows = self.engine.train(run.state, run.totals, stretch)
         steps = range(run.step + 1, run.step + stretch.count + 1)
         run.advance(state, stretch)
         if windows := window_reports(self.engine, self.rows, steps, run.epoch, schedule.log_every_n_steps):
             group = schedule.accumulation.at(run.epoch)
-            run.history.promise(run.step, self.gauges.beside(windows, run.step, group, self.rows))
+            run.history.promise(run.step, self.gauges.beside(windows, run.step, group, run.state))
         with profiler.profile("device"):
             bound(self.in_flight, (self.rows, stretch.count - 1), self.engine.calls_in_flight)
         if self.progress.due():

@@ -19,6 +19,7 @@ from lightjax.callbacks.model_checkpoint import checkpoint_places
 from lightjax.checkpoint import Checkpoint, Checkpointer, Checkpoints
 from lightjax.checkpoint.catalog import FOLDER, is_newest
 from lightjax.checks import check_arguments, check_monitored
+from lightjax.closing import closing_summary
 from lightjax.compilation_cache import compilation_cache_in
 from lightjax.data.grouped import Accumulation, joined_spec
 from lightjax.data.module import in_use
@@ -125,7 +126,8 @@ class Trainer:
       barebones: the loop alone: no logger, checkpoints, progress bar, summary or sanity check.
       enable_progress_bar: show a progress bar (plain lines where the output is no terminal).
       enable_checkpointing: save the last and the best state.
-      enable_model_summary: print a table of the parameters before training.
+      enable_model_summary: print a table of the parameters and what was derived from the arguments (devices, precision,
+        batch, steps, memory, checkpoints) before training, and what came out of it and where the time went after it.
       default_root_dir: where run directories are made; "lightjax_logs" when None.
       resume: "auto" goes on from the newest whole checkpoint of the newest run under `default_root_dir` (and begins a
         new run where there is none); the directory of a checkpoint or of a run goes on from there; None begins anew.
@@ -469,6 +471,8 @@ class Trainer:
         times = profiler.times()
         if self.directory is not None:
             add_life(self.directory, Life(stopped_by, run.step, times))
+        if self.enable_model_summary:
+            output.write_line(closing_summary(run.history.rows, times))
         if report := profiler.report():
             output.write_line(report)
         if self.directory is not None:

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 
 from lightjax.callbacks.callback import Callback, Stage
 from lightjax.errors import ConfigurationError
-from lightjax.learning_rate import learning_rates
-from lightjax.train_states import train_states
+from lightjax.learning_rate import named_learning_rates
 
 if TYPE_CHECKING:
     from lightjax.run import Run
@@ -59,8 +58,4 @@ class LearningRateMonitor(Callback):
     def _rates(self, state: Any) -> dict[str, jax.Array]:
         if self.schedule is not None:
             return {"learning_rate": jnp.float32(self.schedule(state.step))}
-        return {
-            "/".join(filter(None, ("learning_rate", path, name))): rate + 0
-            for path, one in train_states(state).items()
-            for name, rate in learning_rates(one.optimizer, one.opt_state).items()
-        }
+        return named_learning_rates(state)

@@ -12,9 +12,9 @@ from lightjax.report.record import Record, finite
 COLORS = ("#2563eb", "#ea580c", "#059669", "#c026d3", "#0891b2", "#ca8a04", "#dc2626", "#4f46e5")
 # What the trainer measures of itself, with words for people.
 GAUGES = {
+    "learning_rate": "learning rate",
     "steps_per_s": "steps a second",
     "examples_per_s": "examples a second",
-    "learning_rate": "learning rate",
     "device_memory_bytes": "device memory, bytes",
     "host_memory_bytes": "host memory, bytes",
 }
@@ -96,12 +96,13 @@ def charts_of(records: Sequence[Record], names: Sequence[str] | None = None) -> 
             words = [stage, "epoch" if epoch else "", record.name if len(records) > 1 else ""]
             label = " ".join(word for word in words if word) or quantity
             groups.setdefault(quantity, []).append(Curve(label, shown, color, line, len(points) - len(shown)))
+    places = {name: place for place, name in enumerate(GAUGES, 1)}
     charts = [
         Chart(GAUGES.get(quantity, quantity), curves, quantity in GAUGES)
-        for quantity, curves in groups.items()
+        for quantity, curves in sorted(groups.items(), key=lambda group: places.get(group[0], 0))
         if any(curve.points or curve.missing for curve in curves)
     ]
-    return sorted(charts, key=lambda chart: chart.is_gauge)
+    return charts
 
 
 def _parts(name: str, plain: set[str]) -> tuple[str, str, bool]:

@@ -36,6 +36,7 @@ def test_loggers_get_speed_and_memory_and_the_history_does_not(monkeypatch):
     for metrics in found:
         assert metrics["examples_per_s"] == pytest.approx(4 * metrics["steps_per_s"])
         assert metrics["host_memory_bytes"] > 1e7
+        assert metrics["learning_rate"] == pytest.approx(1e-2)
         assert "train/loss" in metrics
     assert not any("steps_per_s" in row for row in result.history)
     assert set(result.metrics) == {"train/loss", "train/loss_epoch"}

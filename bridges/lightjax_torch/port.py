@@ -19,6 +19,7 @@ from lightjax_torch.capture import capture, capture_with_gradients
 from lightjax_torch.errors import WAY_OUT, CaptureError
 from lightjax_torch.function import meta
 from lightjax_torch.gradients import with_torch_gradients
+from lightjax_torch.manual import ManualOptimization
 from lightjax_torch.module_state import ModuleState, python_values, unchanged
 from lightjax_torch.optim import CapturedOptimizer
 from lightjax_torch.program import Program, origin
@@ -85,18 +86,17 @@ class PortedTask:
                 f"{type(module).__name__} has no training_step(batch, batch_idx), which returns the loss; define it, "
                 "or use lightjax_torch.jax_function(module, example) in a task of your own."
             )
-        if getattr(module, "automatic_optimization", True) is False:
-            raise ConfigurationError(
-                f"{type(module).__name__} optimizes manually (automatic_optimization=False), which is not ported; "
-                f"{WAY_OUT}."
-            )
         self._tensors = ModuleState(module)
         everything = self._tensors.parameters
         self._trained = [name for name, p in everything.items() if p.requires_grad]
         self._kept = [name for name in everything if name not in self._trained]
         self._kept += [*self._tensors.buffers, *self._tensors.attributes]
         self._given = optimizer
-        self._torch_optimizer, schedulers = (None, []) if optimizer is not None else configured(module)
+        self._manual: ManualOptimization | None = None
+        if getattr(module, "automatic_optimization", True) is False:
+            self._manual = ManualOptimization(module, self._tensors, lambda batch: _call(module, "train", batch))
+        automatic = optimizer is None and self._manual is None
+        self._torch_optimizer, schedulers = configured(module) if automatic else (None, [])
         self.schedules = None
         if self._torch_optimizer is not None and schedulers:
             self.schedules = Schedules(self._torch_optimizer, schedulers)
@@ -118,6 +118,8 @@ class PortedTask:
             )
         params = to_jax({name: known[name] for name in self._trained})
         model_state = to_jax({name: known[name] for name in self._kept})
+        if self._manual is not None:
+            return self._manual.init(params, model_state, batch, key)
         step = self._captured("train", params, model_state, batch)
         model_state |= {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in step.carried.items()}
         if step.carried:
@@ -126,6 +128,8 @@ class PortedTask:
 
     def train_step(self, state: lj.TrainState, batch: Any) -> tuple[lj.TrainState, dict[str, Any]]:
         """Takes one step: `training_step`, its gradient, the optimizer."""
+        if self._manual is not None:
+            return self._manual.train_step(state, batch)
         grads, (metrics, model_state) = lj.grad(self._loss)(state, batch)
         return state.apply_gradients(grads, model_state=model_state), metrics
 

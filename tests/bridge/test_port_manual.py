@@ -1,0 +1,118 @@
+"""Manual optimization, ported: a GAN with two optimizers against the same loop in torch."""
+
+import copy
+
+import jax
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+
+from lightjax.errors import ConfigurationError  # noqa: E402
+from lightjax_torch import CaptureError, port_task  # noqa: E402
+from tests.models import quiet  # noqa: E402
+
+
+@pytest.fixture
+def double_precision():
+    torch.set_default_dtype(torch.float64)
+    with jax.enable_x64(True):
+        yield
+    torch.set_default_dtype(torch.float32)
+
+
+class Gan(nn.Module):
+    """The names are Lightning's; the methods that the trainer gives are stood in for by `Alone`."""
+
+    automatic_optimization = False
+    clears = True
+
+    def __init__(self):
+        super().__init__()
+        self.generator = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+        self.critic = nn.Sequential(nn.Linear(4, 8), nn.LeakyReLU(0.2), nn.Linear(8, 1))
+
+    def configure_optimizers(self):
+        return [
+            torch.optim.Adam(self.generator.parameters(), lr=1e-2, betas=(0.5, 0.9)),
+            torch.optim.RMSprop(self.critic.parameters(), lr=1e-3),
+        ], []
+
+    def training_step(self, batch, batch_idx):
+        noise, real = batch
+        of_generator, of_critic = self.optimizers()
+        self.toggle_optimizer(of_generator)
+        fake = self.generator(noise)
+        loss = F.softplus(-self.critic(fake)).mean()
+        self.log("generator", loss)
+        self.manual_backward(loss)
+        of_generator.step()
+        if self.clears:
+            of_generator.zero_grad()
+        self.untoggle_optimizer(of_generator)
+        self.toggle_optimizer(of_critic)
+        loss = F.softplus(self.critic(fake.detach())).mean() + F.softplus(-self.critic(real)).mean()
+        self.log("critic", loss)
+        self.manual_backward(loss)
+        self.clip_gradients(of_critic, gradient_clip_val=0.5, gradient_clip_algorithm="norm")
+        of_critic.step()
+        of_critic.zero_grad()
+        self.untoggle_optimizer(of_critic)
+
+
+def by_hand(module, batches):
+    """Gives the module in torch what a trainer would, and trains it."""
+    (optimizers, _), logged = module.configure_optimizers(), []
+    everything = list(module.parameters())
+
+    def toggle(optimizer):
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for p in everything:
+            p.requires_grad_(id(p) in own)
+
+    module.optimizers = lambda: optimizers
+    module.toggle_optimizer = toggle
+    module.untoggle_optimizer = lambda optimizer: [p.requires_grad_(True) for p in everything]
+    module.manual_backward = lambda loss: loss.backward()
+    module.clip_gradients = lambda optimizer, gradient_clip_val, gradient_clip_algorithm: (
+        torch.nn.utils.clip_grad_norm_(
+            [p for group in optimizer.param_groups for p in group["params"]], gradient_clip_val
+        )
+    )
+    module.log = lambda name, value: logged.append((name, value.item()))
+    for index, batch in enumerate(batches):
+        module.training_step(batch, index)
+    return [value for name, value in logged if name == "critic"]
+
+
+def data(count=6):
+    return [(torch.randn(8, 3), torch.randn(8, 4) + 1) for _ in range(count)]
+
+
+def test_a_gan_trains_as_in_torch(double_precision):
+    torch.manual_seed(0)
+    module, batches = Gan(), data()
+    reference = copy.deepcopy(module)
+    expected = by_hand(reference, batches)
+    task = port_task(module)
+    result = quiet(max_epochs=1, log_every_n_steps=1).fit(task, batches)
+    found = [row["train/critic"] for row in result.history if "train/critic" in row]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    ours = task.to_torch(result.state).state_dict()
+    for name, tensor in reference.state_dict().items():
+        np.testing.assert_allclose(ours[name].numpy(), tensor.numpy(), rtol=1e-8, atol=1e-8, err_msg=name)
+
+
+def test_gradients_left_for_the_next_step_are_refused():
+    module = Gan()
+    module.clears = False
+    with pytest.raises(CaptureError, match=r"adds to gradients that the step before left.*zero_grad"):
+        port_task(module).init(jax.random.key(0), jax.tree.map(lambda t: t.numpy(), data(1)[0]))
+
+
+def test_precision_of_the_trainer_is_refused():
+    with pytest.raises(ConfigurationError, match="optimizes manually: precision"):
+        quiet(max_epochs=1, gradient_clip_val=1.0).fit(port_task(Gan()), data(1))

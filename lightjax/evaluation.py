@@ -11,13 +11,13 @@ import jax
 
 from lightjax.callbacks.callback import Callback, call
 from lightjax.data.feed import stretches
-from lightjax.data.prefetch import Prefetch
+from lightjax.data.prefetch import read_ahead
 from lightjax.data.source import Source
 from lightjax.engine.engine import Engine
 from lightjax.engine.in_flight import bound
 from lightjax.history import Report
-from lightjax.metrics import numbers
 from lightjax.progress import Progress
+from lightjax.reports import named
 from lightjax.run import Run
 
 # Hooks say "validation", metrics say "val".
@@ -108,7 +108,7 @@ class Evaluation:
             lambda done: int(min(capacity, left - done)),
             capacity,
         )
-        with Prefetch(feed, stop=self.stop) as ahead:
+        with read_ahead(feed, self.engine.reads_ahead, self.stop) as ahead:
             for stretch in ahead:
                 if self.stop():
                     break
@@ -132,7 +132,7 @@ class Evaluation:
         def read() -> Iterator[Report]:
             values = {}
             for name, totals in jax.device_get(dict(found)).items():
-                values |= numbers(self.engine.compute(program(name), totals), prefix(self.stage, name))
+                values |= named(self.engine, self.engine.compute(program(name), totals), prefix(self.stage, name))
             yield Report(step, epoch, values)
 
         return read

@@ -21,7 +21,7 @@ import jax
 from lightjax.cadence import Cadence
 from lightjax.callbacks.callback import Callback, call, looking
 from lightjax.data.feed import stretches
-from lightjax.data.prefetch import Prefetch
+from lightjax.data.prefetch import read_ahead
 from lightjax.data.stage import FitData
 from lightjax.data.stretch import Cursor, Stretch
 from lightjax.engine.engine import Engine
@@ -29,11 +29,11 @@ from lightjax.engine.in_flight import bound
 from lightjax.evaluation import Evaluation, trace
 from lightjax.gauges import Gauges
 from lightjax.interrupt import Interrupt
-from lightjax.metrics import batch_size, numbers
+from lightjax.metrics import batch_size
 from lightjax.pace import Pace
 from lightjax.preflight import preflight
 from lightjax.progress import Progress
-from lightjax.reports import totals_report, window_reports
+from lightjax.reports import named, totals_report, window_reports
 from lightjax.run import Run
 from lightjax.schedule import Schedule
 
@@ -169,7 +169,8 @@ class Loop:
                 with self.run.profiler.profile("compilation"):
                     self.engine.compile_ahead("train", self.data.train.specs(self.pace.capacity))
         if not self.pace.measuring and self.run.stopped_by is None:
-            with Prefetch(self._stretches(cursor), stop=self.interrupt.requested) as ahead:
+            feed = self._stretches(cursor)
+            with read_ahead(feed, self.engine.reads_ahead, self.interrupt.requested) as ahead:
                 for stretch in self.run.profiler.each("data", ahead):
                     self._train(stretch)
                     if self.run.stopped_by is not None:
@@ -261,9 +262,8 @@ class Loop:
     def _glance(self) -> dict[str, Any]:
         """Returns the metrics of the newest call that is finished, without waiting: {} where none is."""
         for rows, last in reversed(self.in_flight):
-            if all(vectors.is_ready() for vectors in rows.values()):
-                newest = {dtype: vectors[last] for dtype, vectors in jax.device_get(rows).items()}
-                return numbers(self.engine.compute("train", newest), "train/")
+            if self.engine.finished(rows):
+                return named(self.engine, self.engine.compute("train", self.engine.row(rows, last)), "train/")
         return {}
 
     def _validate(self) -> None:

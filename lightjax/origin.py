@@ -33,7 +33,7 @@ def initial_state(engine: Engine, key: jax.Array, batch: Any, given: Any, max_st
     if given is None:
         return request.for_batches(engine.create_state(key, batch), batch)
     if isinstance(given, Checkpoint):
-        restored = given.restore(engine.abstract_state(key, batch))
+        restored = engine.restore_state(given, key, batch)
         return request.for_batches(engine.adopt_state(restored), batch)
     state = request.for_batches(engine.adopt_state(request.apply(given)), batch)
     step = steps_done(state)
@@ -88,7 +88,7 @@ def state_to_evaluate(
         if given is None:
             raise ConfigurationError("The last fit of this Trainer left no checkpoint; pass state=result.state.")
     elif given is None:
-        given = trained
+        given = engine.present_state() if trained is None else trained
         if given is None:
             raise ConfigurationError(
                 "No state was given and this Trainer has not trained one; pass state=result.state, or the "
@@ -97,7 +97,7 @@ def state_to_evaluate(
     if isinstance(given, Checkpoint) and given.like is not None:
         return engine.place_state(engine.request.apply(given.restore()))
     if isinstance(given, str | os.PathLike):
-        return engine.place_state(Checkpoint.open(given).restore(engine.abstract_state(key, data.first())))
+        return engine.place_state(engine.restore_state(Checkpoint.open(given), key, data.first()))
     return engine.place_state(engine.request.apply(given))
 
 

@@ -6,14 +6,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import numpy as np
-
-from lightjax import _tree
 from lightjax.callbacks.callback import Callback, call
 from lightjax.data.source import Source
 from lightjax.engine.engine import Engine
-from lightjax.errors import StepError
 from lightjax.progress import Progress
 from lightjax.run import Run
 
@@ -52,8 +47,7 @@ def predict(
     run.loader, run.eval_batch = loader, 0
 
     def read() -> None:
-        found = jax.device_get(computing.popleft())
-        _check_rows(found)
+        found = engine.fetch(computing.popleft())
         if keep:
             outputs.append(found)
         run.eval_batch += 1
@@ -70,13 +64,4 @@ def predict(
     while computing:
         read()
     progress.end_evaluation({})
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *outputs) if keep else None
-
-
-def _check_rows(outputs: Any) -> None:
-    for path, leaf in _tree.named_leaves(outputs).items():
-        if not np.ndim(leaf):
-            raise StepError(
-                f"predict_step returned a scalar at {path!r}: the outputs of batches are joined along their first "
-                "axis; return one row for every example."
-            )
+    return engine.join(outputs) if keep else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -34,8 +34,7 @@ def window_reports(
     def read() -> Iterator[Report]:
         on_host = jax.device_get(rows)
         for row in picked:
-            values = engine.compute("train", {dtype: vectors[row] for dtype, vectors in on_host.items()})
-            yield Report(steps[row], epoch, numbers(values, "train/"))
+            yield Report(steps[row], epoch, named(engine, engine.compute("train", engine.row(on_host, row)), "train/"))
 
     return read
 
@@ -46,7 +45,20 @@ def totals_report(
     """Returns a function that waits for the device and reads the metrics of an epoch or an evaluation."""
 
     def read() -> Iterator[Report]:
-        values = numbers(engine.compute(stage, jax.device_get(totals)), prefix)
-        yield Report(step, epoch, {name + suffix: value for name, value in values.items()})
+        yield Report(step, epoch, named(engine, engine.compute(stage, jax.device_get(totals)), prefix, suffix))
 
     return read
+
+
+def named(engine: Engine, values: Mapping[str, Any], prefix: str, suffix: str = "") -> dict[str, Any]:
+    """Makes what metrics computed into numbers, with the names they are reported under.
+
+    Args:
+      engine: computed them.
+      values: by the name the step gave them.
+      prefix: what stands before a name, such as "train/".
+      suffix: what stands after it.
+    """
+    if engine.own_names:
+        return numbers(values)
+    return {name + suffix: value for name, value in numbers(values, prefix).items()}

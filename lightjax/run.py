@@ -37,6 +37,7 @@ class Run:
 
     Attributes:
       trainer: the trainer.
+      callbacks: its callbacks, and the task's own hooks.
       stage: "fit", "validate", "test" or "predict".
       step: optimizer steps done.
       epoch: the epoch, counted from 0.
@@ -71,6 +72,9 @@ class Run:
         stage: Stage = "fit",
     ) -> None:
         self.trainer = trainer
+        # A callback that monitors a metric sees what the task's own hooks logged.
+        monitoring = [one for one in trainer.callbacks if hasattr(one, "monitor")]
+        self.callbacks = [*(one for one in trainer.callbacks if one not in monitoring), *engine.callbacks, *monitoring]
         self.stage = stage
         self.history = history
         self.logger = logger
@@ -211,7 +215,7 @@ class Run:
     @property
     def state_is_whole(self) -> bool:
         """Whether the state is there: an error inside of a compiled call takes the state that was donated to it."""
-        return not any(leaf.is_deleted() for leaf in jax.tree.leaves(self._state))
+        return not any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(self._state))
 
     @property
     def saves(self) -> bool:
@@ -236,12 +240,12 @@ class Run:
             raise ConfigurationError(
                 "run.save_checkpoint was called in a run without checkpoints; write Trainer(enable_checkpointing=True)."
             )
-        call(self.trainer.callbacks, "on_save_checkpoint", self)
+        call(self.callbacks, "on_save_checkpoint", self)
         metrics = self.metrics
         window, epoch = self.totals
         return to.save(
             self.step,
-            self._state,
+            self._engine.state_to_save(self._state),
             metrics=metrics,
             items={"totals": {"window": window, "epoch": epoch}},
             about={
@@ -256,7 +260,8 @@ class Run:
                     "stopped_by": self._stop_reason,
                 },
                 "reported": self._engine.metric_names("train"),
-                "callbacks": [[type(one).__name__, one.state_dict()] for one in self.trainer.callbacks],
+                "engine": self._engine.notes(),
+                "callbacks": [[type(one).__name__, one.state_dict()] for one in self.callbacks],
                 "datamodule": state_of(self.datamodule),
                 "arguments": self.trainer.described,
             },
@@ -271,6 +276,7 @@ class Run:
         """
         if self._checkpointer is not None:
             self._checkpointer.go_on_from(dataclasses.replace(checkpoint, like=_tree.abstract(self._state)))
+        self._engine.restore_notes(about["engine"])
         position = about["position"]
         self.step = checkpoint.step
         self.epoch, self.batch, self.place = position["epoch"], position["batch"], position["place"]
@@ -290,8 +296,8 @@ class Run:
         kept: dict[str, list[Any]] = {}
         for name, state in about["callbacks"]:
             kept.setdefault(name, []).append(state)
-        call(self.trainer.callbacks, "on_load_checkpoint", self)
-        for callback in self.trainer.callbacks:
+        call(self.callbacks, "on_load_checkpoint", self)
+        for callback in self.callbacks:
             if states := kept.get(type(callback).__name__):
                 with naming(callback, "load_state_dict", self):
                     callback.load_state_dict(states.pop(0))
@@ -320,6 +326,6 @@ class Run:
 
     def delete_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Deletes a checkpoint once a newer one is complete, unless a callback still keeps it."""
-        kept = any(checkpoint.step in getattr(callback, "kept_steps", ()) for callback in self.trainer.callbacks)
+        kept = any(checkpoint.step in getattr(callback, "kept_steps", ()) for callback in self.callbacks)
         if self._checkpointer is not None and not kept:
             self._checkpointer.delete(checkpoint)

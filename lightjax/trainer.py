@@ -23,7 +23,7 @@ from lightjax.closing import closing_summary
 from lightjax.compilation_cache import compilation_cache_in
 from lightjax.data.grouped import Accumulation, joined_spec
 from lightjax.data.module import in_use
-from lightjax.data.stage import FitData, Loaders, fit_data, stage_data
+from lightjax.data.stage import FitData, Loaders, fit_data
 from lightjax.engine.engine import Engine
 from lightjax.engine.jit import JitEngine
 from lightjax.engine.layout import Layout
@@ -53,7 +53,6 @@ from lightjax.schedule import Schedule, seconds
 from lightjax.seeding import global_seed
 from lightjax.shortcuts import rehearse, strip
 from lightjax.strategy import Devices, MeshLike, Strategy, layout_of
-from lightjax.summary import summarize
 from lightjax.task import TaskLike
 from lightjax.topology import topology_devices
 
@@ -357,7 +356,8 @@ class Trainer:
             epoch = checkpoint.about()["position"]["epoch"]
             self._epoch = epoch - epoch % every if every else epoch
         engine = self._engine_for(task)
-        data = fit_data(
+        given = state if checkpoint is None else checkpoint
+        data = engine.fit_data(
             train_data,
             val_data,
             datamodule,
@@ -366,19 +366,19 @@ class Trainer:
             reload_every_n_epochs=every,
             accumulation=self._accumulation,
             kept=None if checkpoint is None else checkpoint.about().get("datamodule"),
-            share=engine.share,
+            given=given,
         )
         self._estimated_steps = self._steps_of(data.train.batches)
         cache = compilation_cache_in(self._cache_directory(has_files=keeper is not None or bool(self.loggers)))
         with Interrupt() as interrupt, cache:
             batch = data.train.first()
-            given = checkpoint
             if checkpoint is None and state is not None:
                 given = extended_state(state, self.callbacks)
             state = initial_state(engine, jax.random.key(self.seed), batch, given, self.max_steps)
             engine.trace_train(state, batch)
             trace(engine, state, data.val)
-            check_monitored(self.callbacks, engine.metric_names("train"), metric_names(engine, "val", data.val))
+            if not engine.own_names:
+                check_monitored(self.callbacks, engine.metric_names("train"), metric_names(engine, "val", data.val))
             schedule = self._schedule(data.train.batches)
             batches = data.train.batches
             epoch_steps = None if batches is None else self._accumulation.steps(1, batches)
@@ -400,7 +400,7 @@ class Trainer:
         """Makes the run directory and all that writes into it, runs the loop, and closes them again."""
         output = Output()
         if self.enable_model_summary:
-            output.write_line(str(summarize(state)))
+            output.write_line(str(engine.summarize(state)))
         if keeper is not None and (reason := data.train.inexact()):
             output.write_line(f"note: resumed, this run would see other batches: {reason}")
         if keeper is not None or self.loggers:
@@ -459,13 +459,13 @@ class Trainer:
                 with profiler.profile("logging"):
                     if self.directory is not None:
                         logger.start(self.directory, resumed_at=run.step if checkpoint is not None else None)
-                    logger.log_hyperparams(self.hyperparameters)
-                loop = Loop(run, engine, data, schedule, pace, self.callbacks, progress, interrupt)
+                    logger.log_hyperparams(self.hyperparameters | dict(engine.hyperparameters))
+                loop = Loop(run, engine, data, schedule, pace, run.callbacks, progress, interrupt)
                 stopped_by = loop.fit(about)
             except BaseException as error:
-                call_to_the_end(self.callbacks, run, error)
+                call_to_the_end(run.callbacks, run, error)
                 raise
-            call(self.callbacks, "teardown", run, "fit")
+            call(run.callbacks, "teardown", run, "fit")
         self._state = run.state
         self._checkpoints = keeper.checkpoints if keeper is not None else Checkpoints()
         times = profiler.times()
@@ -568,28 +568,28 @@ class Trainer:
 
     def _predict(self, task: TaskLike, data: Any, state: Any, datamodule: Any, return_predictions: bool) -> Any:
         engine = self._engine_for(task)
-        loaders = stage_data("predict", data, datamodule, self.limits["predict"], engine.share)
+        loaders = engine.stage_data("predict", data, datamodule, self.limits["predict"])
         state = self._state_to_evaluate(engine, state, loaders)
         with self._evaluating(engine, state, "predict") as (run, progress):
-            call(self.callbacks, "on_predict_start", run)
-            call(self.callbacks, "on_predict_epoch_start", run)
+            call(run.callbacks, "on_predict_start", run)
+            call(run.callbacks, "on_predict_epoch_start", run)
             outputs = {
-                name: predict(run, engine, source, self.callbacks, progress, name, keep=return_predictions)
+                name: predict(run, engine, source, run.callbacks, progress, name, keep=return_predictions)
                 for name, source in loaders.items()
             }
-            call(self.callbacks, "on_predict_epoch_end", run)
-            call(self.callbacks, "on_predict_end", run)
+            call(run.callbacks, "on_predict_epoch_end", run)
+            call(run.callbacks, "on_predict_end", run)
         return outputs.get("", outputs) if return_predictions else None
 
     def _evaluate(
         self, stage: Literal["val", "test"], task: TaskLike, data: Any, state: Any, datamodule: Any
     ) -> dict[str, Any]:
         engine = self._engine_for(task)
-        loaders = stage_data(stage, data, datamodule, self.limits[stage], engine.share)
+        loaders = engine.stage_data(stage, data, datamodule, self.limits[stage])
         state = self._state_to_evaluate(engine, state, loaders)
         trace(engine, state, loaders)
         with self._evaluating(engine, state, "validate" if stage == "val" else "test") as (run, progress):
-            Evaluation(stage, engine, loaders, self.callbacks, progress).run(run)
+            Evaluation(stage, engine, loaders, run.callbacks, progress).run(run)
             metrics = dict(run.metrics)
             progress.end_evaluation(metrics)
         return metrics
@@ -647,13 +647,13 @@ class Trainer:
             progress = make_progress(self.enable_progress_bar and distributed.is_main())
             closing.callback(progress.close)
             try:
-                call(self.callbacks, "setup", run, stage)
+                call(run.callbacks, "setup", run, stage)
                 yield run, progress
                 run.history.settle()
             except BaseException as error:
-                call_to_the_end(self.callbacks, run, error)
+                call_to_the_end(run.callbacks, run, error)
                 raise
-            call(self.callbacks, "teardown", run, stage)
+            call(run.callbacks, "teardown", run, stage)
 
     @property
     def current_epoch(self) -> int:
@@ -711,20 +711,25 @@ class Trainer:
 
     def _engine_for(self, task: TaskLike) -> Engine:
         """Returns an engine of the task, the one of the last call if it was the same task: its programs are kept."""
+        if self._engine is not None and self._task is task:
+            return self._engine
+        # A task may bring callbacks of its own (schedulers of a ported module); they leave with it.
+        own = [one for one in self.callbacks if one not in getattr(self._task, "callbacks", ())]
+        both = [*own, *getattr(task, "callbacks", ())]
+        self.callbacks = sorted(both, key=lambda one: isinstance(one, ModelCheckpoint))
+        self._task = task
+        engine: Engine
+        if (bring := getattr(task, "engine", None)) is not None:
+            engine = self._engine = bring(self)
+            return engine
         for method in ("init", "train_step"):
             if not callable(getattr(task, method, None)):
                 raise ConfigurationError(
                     f"The task {task!r} has no {method}; pass lj.Task(init, train_step, eval_step), or an object with "
                     "these methods."
                 )
-        if self._engine is None or self._task is not task:
-            # A task may bring callbacks of its own (schedulers of a ported module); they leave with it.
-            own = [one for one in self.callbacks if one not in getattr(self._task, "callbacks", ())]
-            both = [*own, *getattr(task, "callbacks", ())]
-            self.callbacks = sorted(both, key=lambda one: isinstance(one, ModelCheckpoint))
-            self._task = task
-            self._engine = self._make_engine(task, layout_of(self.strategy, self.devices, self.mesh))
-        return self._engine
+        engine = self._engine = self._make_engine(task, layout_of(self.strategy, self.devices, self.mesh))
+        return engine
 
     def _make_engine(self, task: TaskLike, layout: Layout) -> JitEngine:
         return JitEngine(

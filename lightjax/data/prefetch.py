@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, Self, TypeVar
 
 Item = TypeVar("Item")
@@ -14,6 +15,19 @@ DEPTH = 2
 POLL_S = 0.1
 LONGEST_JOIN_S = 5.0
 _END: Any = object()
+
+
+def read_ahead(
+    items: Iterator[Item], ahead: bool, stop: Callable[[], bool] = lambda: False
+) -> AbstractContextManager[Iterable[Item]]:
+    """Returns a context whose value is an iterator, made ahead in a thread or as it is.
+
+    Args:
+      items: the iterator.
+      ahead: whether a thread runs it.
+      stop: ends the iteration of a thread, see `Prefetch`.
+    """
+    return Prefetch(items, stop=stop) if ahead else nullcontext(items)
 
 
 class Prefetch(Generic[Item]):

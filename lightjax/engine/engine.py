@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import jax
 
+from lightjax.data.grouped import Accumulation
 from lightjax.data.share import Share
 from lightjax.data.source import Source
+from lightjax.data.stage import FitData, Limit, Loaders
 from lightjax.data.stretch import Stretch
 from lightjax.engine.packing import Vectors
 from lightjax.engine.program import Steps
 from lightjax.policy_request import PolicyRequest
+from lightjax.summary import Summary
+
+if TYPE_CHECKING:
+    from lightjax.callbacks import Callback
+    from lightjax.checkpoint import Checkpoint
 
 
 class Engine(Protocol):
@@ -21,13 +28,23 @@ class Engine(Protocol):
     `stage` is "train", "eval", or "eval/NAME" for one of several loaders, everywhere. A stage is
     traced before anything else is asked about it.
 
+    A task whose method `engine(trainer)` returns one brings its own; every other task runs in a `JitEngine`.
+
     Attributes:
       task: the user's functions.
       request: what the policy of states shall say.
+      callbacks: hooks of the task's own, called after those of the trainer's callbacks that monitor nothing.
+      hyperparameters: of the task's own, for the loggers.
+      reads_ahead: whether batches are made while earlier ones run; not where a step and a loader share random numbers.
+      own_names: whether metrics have the names the user gave them, instead of ones that begin with the stage.
     """
 
     task: Any
     request: PolicyRequest
+    callbacks: Sequence[Callback]
+    hyperparameters: Mapping[str, Any]
+    reads_ahead: bool
+    own_names: bool
 
     @property
     def platform(self) -> str:
@@ -49,12 +66,68 @@ class Engine(Protocol):
         """Seconds the newest program took to compile."""
         ...
 
+    def fit_data(
+        self,
+        train_data: Any,
+        val_data: Any,
+        datamodule: Any,
+        limits: Mapping[str, Limit],
+        *,
+        overfit_batches: int | float,
+        reload_every_n_epochs: int,
+        accumulation: Accumulation,
+        kept: Any,
+        given: Any,
+    ) -> FitData:
+        """Returns the data of a training, as `lightjax.data.stage.fit_data` does.
+
+        Args:
+          train_data: what the user passed.
+          val_data: what the user passed.
+          datamodule: makes both instead.
+          limits: batches of an epoch at most.
+          overfit_batches: train on so many batches only.
+          reload_every_n_epochs: how often the loaders are made anew.
+          accumulation: how many batches make a step.
+          kept: what the data module's `state_dict` returned in the run that is resumed; None without one.
+          given: the state or the checkpoint that the training begins with; None for a new state.
+        """
+        ...
+
+    def stage_data(self, stage: Literal["val", "test", "predict"], data: Any, datamodule: Any, limit: Limit) -> Loaders:
+        """Returns the data of an evaluation or prediction, as `lightjax.data.stage.stage_data` does."""
+        ...
+
     def create_state(self, key: jax.Array, batch: Any) -> Any:
         """Runs the task's `init`, compiled; every leaf is made where it is to lie."""
         ...
 
-    def abstract_state(self, key: jax.Array, batch: Any) -> Any:
-        """Returns the shapes of the state that `init` makes, without making it."""
+    def present_state(self) -> Any:
+        """Returns the state there is although nobody gave or trained one; None where there is none."""
+        ...
+
+    def restore_state(self, checkpoint: Checkpoint, key: jax.Array, batch: Any) -> Any:
+        """Reads the state of a checkpoint that was opened by its path.
+
+        Raises:
+          CheckpointError: it is damaged, or of another task.
+        """
+        ...
+
+    def state_to_save(self, state: Any) -> Any:
+        """Returns a state as the tree of arrays that a checkpoint keeps."""
+        ...
+
+    def notes(self) -> dict[str, Any]:
+        """Returns what a checkpoint has to keep beside the state, as JSON."""
+        ...
+
+    def restore_notes(self, notes: dict[str, Any]) -> None:
+        """Takes back what `notes` returned, once the state is restored."""
+        ...
+
+    def summarize(self, state: Any) -> Summary:
+        """Lists what a state is made of, without reading any value."""
         ...
 
     def adopt_state(self, state: Any) -> Any:
@@ -129,6 +202,22 @@ class Engine(Protocol):
 
     def predict(self, state: Any, stretch: Stretch) -> Any:
         """Runs the predict step on the one batch of a stretch."""
+        ...
+
+    def fetch(self, outputs: Any) -> Any:
+        """Returns the outputs of a predict step on the host; waits for them."""
+        ...
+
+    def join(self, outputs: Sequence[Any]) -> Any:
+        """Joins the outputs of the batches of a loader, on the host."""
+        ...
+
+    def row(self, rows: Any, step: int) -> Any:
+        """Picks a step of the window's metrics that `train` returned, on the host."""
+        ...
+
+    def finished(self, rows: Any) -> bool:
+        """Says whether the call that returned these metrics is finished; does not wait."""
         ...
 
     def compute(self, stage: str, vectors: Any) -> dict[str, Any]:

@@ -24,12 +24,13 @@ from lightjax.engine.layout import Layout
 from lightjax.engine.memory import check_memory
 from lightjax.engine.packing import Vectors
 from lightjax.engine.program import Steps, eval_program, eval_step_program, train_program, train_step_program
+from lightjax.engine.pure import PureEngine
 from lightjax.engine.tracing import Traced, trace
 from lightjax.errors import RecompileError
 from lightjax.policy_request import PolicyRequest
 
 
-class JitEngine:
+class JitEngine(PureEngine):
     """Runs a task's functions as single programs over all devices of a layout.
 
     Programs are compiled ahead of time in a background thread, one for each shape of stretch, and kept.

@@ -87,7 +87,8 @@ class Gauges:
 
     def _memory(self, state: Any) -> dict[str, float]:
         values = {}
-        device = next((one for leaf in jax.tree.leaves(state)[:1] for one in leaf.sharding.addressable_devices), None)
+        leaves = [leaf for leaf in jax.tree.leaves(state)[:1] if isinstance(leaf, jax.Array)]
+        device = next((one for leaf in leaves for one in leaf.sharding.addressable_devices), None)
         if device is not None and (stats := device.memory_stats()) and "bytes_in_use" in stats:
             values["device_memory_bytes"] = float(stats["bytes_in_use"])
         try:

@@ -213,7 +213,9 @@ class Loop:
         run.advance(state, stretch)
         if windows := window_reports(self.engine, self.rows, steps, run.epoch, schedule.log_every_n_steps):
             group = schedule.accumulation.at(run.epoch)
-            run.history.promise(run.step, self.gauges.beside(windows, run.step, group, run.state))
+            # The state of a task with an engine of its own may be dear to look into.
+            seen = None if self.engine.own_names else run.state
+            run.history.promise(run.step, self.gauges.beside(windows, run.step, group, seen))
         with profiler.profile("device"):
             bound(self.in_flight, (self.rows, stretch.count - 1), self.engine.calls_in_flight)
         if self.progress.due():

@@ -1,0 +1,214 @@
+"""The hooks of a module, called where Lightning calls them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lightjax.callbacks import Callback
+from lightjax.history import Report
+from lightjax_torch import random_states
+from lightjax_torch.logged import Logged, read
+
+if TYPE_CHECKING:
+    from lightjax.run import Run
+    from lightjax_torch.engine import TorchEngine
+
+# Where Lightning, torch and the stand-ins define what a hook does unless a module says otherwise.
+_DEFAULTS = ("lightning.pytorch.core.", "pytorch_lightning.core.", "lightjax_torch.module", "torch.nn.modules.module")
+
+
+def overridden(owner: Any, name: str) -> bool:
+    """Says whether an object has a method of its own, and not only the default of a base class."""
+    if name in vars(owner):
+        return True
+    for kind in type(owner).__mro__:
+        if name in vars(kind):
+            return not kind.__module__.startswith(_DEFAULTS)
+    return False
+
+
+class ModuleHooks(Callback):
+    """Calls the hooks of the module at the looks of the loop; those around single batches are the engine's.
+
+    Args:
+      engine: runs the module.
+    """
+
+    def __init__(self, engine: TorchEngine) -> None:
+        self._engine = engine
+        self._modes: dict[torch.nn.Module, bool] = {}
+        self._random: Any = None
+        self._cut = False
+
+    def setup(self, run: Run, stage: str) -> None:
+        """Tells the engine of the run."""
+        self._engine.run = run
+
+    def teardown(self, run: Run, stage: str) -> None:
+        """Calls the module's hook."""
+        self._engine.call("teardown", stage)
+
+    def on_fit_end(self, run: Run) -> None:
+        """Calls the module's hook."""
+        self._engine.call("on_fit_end")
+
+    def on_sanity_check_start(self, run: Run) -> None:
+        """Lets the sanity check draw in vain."""
+        self._random = random_states.states()
+
+    def on_sanity_check_end(self, run: Run) -> None:
+        """Puts the random numbers back to where they were."""
+        random_states.set_states(self._random)
+
+    def on_train_start(self, run: Run) -> None:
+        """Begins to read the training data and calls the module's hook."""
+        engine = self._engine
+        engine.stage = "train"
+        engine.epoch = run.epoch
+        if engine.resumed_random is None and engine.data is not None:
+            engine.data.train.begin(run.epoch)
+        engine.begin_epoch(run)
+        engine.call("on_train_start")
+        if engine.resumed_random is not None:
+            random_states.set_states(engine.resumed_random)
+            engine.resumed_random = None
+
+    def on_train_epoch_start(self, run: Run) -> None:
+        """Calls the module's hook, except in an epoch that a resumed run goes on with."""
+        if not run.batch:
+            if run.epoch != self._engine.epoch:
+                self._engine.begin_epoch(run)
+            self._engine.call("on_train_epoch_start")
+
+    def on_train_epoch_end(self, run: Run) -> None:
+        """Ends the epoch: values logged over it, the old style's outputs, the module's hook, schedulers."""
+        engine = self._engine
+        engine.freeze(engine.logged)
+        if run.epoch_ended:
+            engine.logged.reset()
+        with self._late(run):
+            if engine.outputs is not None:
+                engine.call("training_epoch_end", engine.outputs)
+                engine.outputs = []
+            engine.call("on_train_epoch_end")
+        if run.epoch_ended:
+            engine.step_schedulers("epoch", run.epoch, plateau=True)
+
+    def on_train_end(self, run: Run) -> None:
+        """Calls the module's hook."""
+        self._engine.call("on_train_end")
+
+    def on_validation_start(self, run: Run) -> None:
+        """Puts the module into evaluation mode and calls its hook."""
+        # A run that ends within an epoch is evaluated where one that goes on is not: what it draws is drawn in vain.
+        batches = None if self._engine.data is None else self._engine.data.train.batches
+        self._cut = run.stage == "fit" and run.stopped_by is not None and run.batch != batches
+        if self._cut:
+            self._random = random_states.states()
+        if run.stage == "fit" and not run.sanity_checking:
+            self._engine.call("on_validation_model_zero_grad", default=self._engine.module.zero_grad)
+        self._begin("validation")
+
+    def on_validation_epoch_start(self, run: Run) -> None:
+        """Calls the module's hook."""
+        self._engine.call("on_validation_epoch_start")
+
+    def on_validation_epoch_end(self, run: Run) -> None:
+        """Ends the evaluation: values logged over it, the old style's outputs, the module's hook."""
+        self._end_epoch(run, "validation")
+
+    def on_validation_end(self, run: Run) -> None:
+        """Calls the module's hook and puts the module back into the mode it was in."""
+        self._end("validation", run)
+        if self._cut:
+            random_states.set_states(self._random)
+
+    def on_test_start(self, run: Run) -> None:
+        """As for validation."""
+        self._begin("test")
+
+    def on_test_epoch_start(self, run: Run) -> None:
+        """As for validation."""
+        self._engine.call("on_test_epoch_start")
+
+    def on_test_epoch_end(self, run: Run) -> None:
+        """As for validation."""
+        self._end_epoch(run, "test")
+
+    def on_test_end(self, run: Run) -> None:
+        """As for validation."""
+        self._end("test", run)
+
+    def on_predict_start(self, run: Run) -> None:
+        """As for validation."""
+        self._begin("predict")
+
+    def on_predict_epoch_start(self, run: Run) -> None:
+        """Calls the module's hook."""
+        self._engine.call("on_predict_epoch_start")
+
+    def on_predict_epoch_end(self, run: Run) -> None:
+        """Calls the module's hook."""
+        self._engine.call("on_predict_epoch_end")
+
+    def on_predict_end(self, run: Run) -> None:
+        """As for validation."""
+        self._end("predict", run)
+
+    def on_exception(self, run: Run, error: BaseException) -> None:
+        """Leaves the module in the mode it was in."""
+        self._restore_modes()
+
+    def _begin(self, stage: str) -> None:
+        engine = self._engine
+        engine.stage, engine.train_log = stage, engine.logged
+        engine.logged = engine.hook_log = Logged()
+        engine.outputs_of_evaluation = [] if overridden(engine.module, f"{stage}_epoch_end") else None
+        self._modes = {part: part.training for part in engine.module.modules()}
+        engine.call(f"on_{stage}_model_eval", default=engine.module.eval)
+        engine.call(f"on_{stage}_start")
+
+    def _end_epoch(self, run: Run, stage: str) -> None:
+        engine = self._engine
+        for log in engine.evaluated:
+            engine.freeze(log, silent=run.sanity_checking)
+            log.reset()
+        engine.evaluated = []
+        with self._late(run, engine.hook_log):
+            if engine.outputs_of_evaluation is not None:
+                engine.call(f"{stage}_epoch_end", engine.outputs_of_evaluation)
+            engine.call(f"on_{stage}_epoch_end")
+
+    def _end(self, stage: str, run: Run) -> None:
+        engine = self._engine
+        engine.call(f"on_{stage}_end")
+        engine.call(f"on_{stage}_model_train", default=self._restore_modes)
+        engine.logged = engine.train_log
+        engine.stage = "train" if run.stage == "fit" else None
+
+    def _restore_modes(self) -> None:
+        for part, training in self._modes.items():
+            part.training = training
+
+    def _late(self, run: Run, log: Logged | None = None) -> _Late:
+        return _Late(self._engine, run, log or Logged())
+
+
+class _Late:
+    """While entered, what is logged is reported by itself: the values of the epoch are on their way already."""
+
+    def __init__(self, engine: TorchEngine, run: Run, log: Logged) -> None:
+        self.engine, self.run, self.log = engine, run, log
+
+    def __enter__(self) -> None:
+        self.before, self.engine.logged = self.engine.logged, self.log
+
+    def __exit__(self, *error: object) -> None:
+        engine, run, log = self.engine, self.run, self.log
+        engine.logged = self.before
+        if error[0] is None and log.running and not run.sanity_checking:
+            values = engine.freeze(log)
+            step, epoch = run.step, run.epoch
+            run.history.promise(step, lambda: [Report(step, epoch, read(values))])

@@ -1,0 +1,240 @@
+"""What a module sees of its trainer: `self.trainer`, `self.logger`, with Lightning's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from lightjax_torch.engine import TorchEngine
+
+_PASSED_ON = (
+    "max_epochs", "max_steps", "min_epochs", "min_steps", "log_every_n_steps", "check_val_every_n_epoch",
+    "accumulate_grad_batches", "num_sanity_val_steps", "fast_dev_run", "overfit_batches", "callbacks",
+    "val_check_interval", "reload_dataloaders_every_n_epochs", "enable_progress_bar",
+)  # fmt: skip
+
+
+class TrainerView:
+    """The trainer as a module sees it.
+
+    It has what modules read of Lightning's: where the training is, the optimizers, the metrics, the devices. Asking for
+    something else names what there is.
+    """
+
+    barebones = False
+    num_nodes = num_devices = world_size = 1
+    global_rank = local_rank = node_rank = 0
+    is_global_zero = True
+    progress_bar_callback = None
+
+    def __init__(self, engine: TorchEngine) -> None:
+        self._engine = engine
+        self.strategy = SimpleNamespace(
+            backward=engine.backward_by_module,
+            reduce=lambda tensor, *args, **kwargs: tensor,
+            barrier=lambda *args: None,
+            broadcast=lambda value, *args: value,
+            all_gather=lambda tensor, **kwargs: tensor.unsqueeze(0),
+            root_device=engine.device,
+            is_distributed=False,
+        )
+        self.precision_plugin = SimpleNamespace(clip_gradients=engine.clip, precision=engine.numerics.name)
+
+    @property
+    def _lightning_optimizers(self) -> list[Any]:
+        return self._engine.wrapped
+
+    @property
+    def current_epoch(self) -> int:
+        """The epoch, counted from 0."""
+        return self._engine.epoch
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps done, those of all optimizers together."""
+        return self._engine.optimizer_steps
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizers."""
+        return self._engine.optimizers
+
+    @property
+    def lr_scheduler_configs(self) -> list[Any]:
+        """The schedulers, each with when it steps."""
+        return self._engine.schedulers
+
+    @property
+    def callback_metrics(self) -> Mapping[str, torch.Tensor]:
+        """The newest value of every metric."""
+        return self._engine.newest
+
+    logged_metrics = progress_bar_metrics = callback_metrics
+
+    @property
+    def logger(self) -> Any:
+        """The first logger; None for none."""
+        return next(iter(self.loggers), None)
+
+    @property
+    def loggers(self) -> list[Any]:
+        """The loggers."""
+        return [LoggerView(one, self) for one in self._engine.trainer.loggers]
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the training is to end."""
+        run = self._engine.run
+        return run is not None and run.stopped_by is not None
+
+    @should_stop.setter
+    def should_stop(self, stop: bool) -> None:
+        if stop and self._engine.run is not None:
+            self._engine.run.stop("trainer.should_stop")
+
+    @property
+    def training(self) -> bool:
+        """Whether train steps run."""
+        return self._engine.stage == "train"
+
+    @property
+    def validating(self) -> bool:
+        """Whether validation steps run."""
+        return self._engine.stage == "validation" and not self.sanity_checking
+
+    @property
+    def testing(self) -> bool:
+        """Whether test steps run."""
+        return self._engine.stage == "test"
+
+    @property
+    def predicting(self) -> bool:
+        """Whether predict steps run."""
+        return self._engine.stage == "predict"
+
+    @property
+    def evaluating(self) -> bool:
+        """Whether validation or test steps run."""
+        return self.validating or self.testing
+
+    @property
+    def sanity_checking(self) -> bool:
+        """Whether validation is only tried."""
+        run = self._engine.run
+        return run is not None and run.sanity_checking
+
+    @property
+    def is_last_batch(self) -> bool:
+        """Whether this is the last batch of the epoch."""
+        return self._engine.last_batch
+
+    @property
+    def num_training_batches(self) -> int | float:
+        """Batches of an epoch."""
+        data = self._engine.data
+        return float("inf") if data is None or data.train.batches is None else data.train.batches
+
+    @property
+    def num_val_batches(self) -> list[int | float]:
+        """Validation batches of each loader."""
+        data = self._engine.data
+        return [float("inf") if one.batches is None else one.batches for one in data.val.values()] if data else []
+
+    @property
+    def estimated_stepping_batches(self) -> int | float:
+        """Optimizer steps of the whole training."""
+        return self._engine.estimated_steps()
+
+    @property
+    def datamodule(self) -> Any:
+        """The data module, None without one."""
+        return self._engine.datamodule
+
+    @property
+    def lightning_module(self) -> Any:
+        """The module."""
+        return self._engine.module
+
+    model = lightning_module
+
+    @property
+    def gradient_clip_val(self) -> float | None:
+        """Where gradients are clipped."""
+        return self._engine.clip_value
+
+    @property
+    def gradient_clip_algorithm(self) -> str | None:
+        """How gradients are clipped."""
+        return self._engine.clip_algorithm
+
+    @property
+    def precision(self) -> str:
+        """The precision's name."""
+        return self._engine.numerics.name
+
+    @property
+    def log_dir(self) -> str | None:
+        """The directory of the run."""
+        directory = self._engine.trainer.directory
+        return None if directory is None else str(directory)
+
+    @property
+    def default_root_dir(self) -> str:
+        """Where run directories are made."""
+        return str(Path(self._engine.trainer.default_root_dir or "."))
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Prints."""
+        print(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _PASSED_ON:
+            return getattr(self._engine.trainer, name)
+        known = sorted({*_PASSED_ON, *(one for one in dir(type(self)) if not one.startswith("_"))})
+        raise AttributeError(
+            f"self.trainer.{name} was read, which lightjax's trainer does not have; it has: {', '.join(known)}."
+        )
+
+
+class LoggerView:
+    """A logger as a module sees it.
+
+    Attributes:
+      experiment: the client itself: the tensorboardX writer of a `TensorBoardLogger`, the run of `wandb`.
+    """
+
+    def __init__(self, logger: Any, view: TrainerView) -> None:
+        self._logger = logger
+        self._view = view
+
+    @property
+    def experiment(self) -> Any:
+        """The client the logger writes with."""
+        for name in ("writer", "run", "experiment"):
+            if hasattr(self._logger, name):
+                return getattr(self._logger, name)
+        return self._logger
+
+    @property
+    def log_dir(self) -> str | None:
+        """The directory of the run."""
+        return self._view.log_dir
+
+    save_dir = log_dir
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Logs numbers at once; reading them waits for the device."""
+        step = self._view.global_step if step is None else step
+        self._logger.log_metrics(step, {name: float(value) for name, value in metrics.items()})
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Logs hyperparameters."""
+        self._logger.log_hyperparams(dict(params) if isinstance(params, Mapping) else vars(params))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._logger, name)

@@ -25,13 +25,16 @@ from lightjax_torch.optim import CapturedOptimizer
 from lightjax_torch.program import Program, origin
 from lightjax_torch.schedule import Schedules, configured
 from lightjax_torch.step_view import LoggedAs, StepView, Unknown
+from lightjax_torch.verification import Verifying, verify
 
 Stage = Literal["train", "val", "test", "predict"]
 
 _METHODS = {"train": "training_step", "val": "validation_step", "test": "test_step", "predict": "predict_step"}
 
 
-def port_task(module: torch.nn.Module, *, optimizer: optax.GradientTransformation | None = None) -> PortedTask:
+def port_task(
+    module: torch.nn.Module, *, optimizer: optax.GradientTransformation | None = None, verify: bool = False
+) -> PortedTask:
     """Makes pure step functions of a LightningModule, or of any module with its methods.
 
     `training_step` is captured once for every shape of batch, with torch's backward in it, and becomes the task's
@@ -43,6 +46,8 @@ def port_task(module: torch.nn.Module, *, optimizer: optax.GradientTransformatio
       module: has `training_step(batch, batch_idx)` and `configure_optimizers()`; `validation_step`, `test_step`,
         `predict_step` as needed.
       optimizer: an optax transformation in the place of what `configure_optimizers` returns.
+      verify: before training, run the step on the first batch in torch and in JAX, operation by operation, and raise at
+        the first one that differs; `task.verify(state, batch)` does so at any time.
 
     Returns:
       The task.
@@ -67,7 +72,7 @@ def port_task(module: torch.nn.Module, *, optimizer: optax.GradientTransformatio
       >>> round(task.to_torch(result.state)(torch.ones(1)).item(), 3)
       3.0
     """
-    return PortedTask(module, optimizer)
+    return PortedTask(module, optimizer, verify)
 
 
 class PortedTask:
@@ -79,8 +84,11 @@ class PortedTask:
       schedules: what steps the learning-rate schedulers on the host; None without any. The trainer calls its hooks.
     """
 
-    def __init__(self, module: torch.nn.Module, optimizer: optax.GradientTransformation | None = None) -> None:
+    def __init__(
+        self, module: torch.nn.Module, optimizer: optax.GradientTransformation | None = None, verify: bool = False
+    ) -> None:
         self.module = module
+        self._verifying = Verifying(self.verify) if verify else None
         if not callable(getattr(module, "training_step", None)):
             raise ConfigurationError(
                 f"{type(module).__name__} has no training_step(batch, batch_idx), which returns the loss; define it, "
@@ -109,6 +117,8 @@ class PortedTask:
 
     def init(self, key: jax.Array, batch: Any) -> lj.TrainState:
         """Returns the state of step 0, with the module's weights."""
+        if self._verifying is not None:
+            jax.debug.callback(self._verifying.take, batch)
         known = self._tensors.parameters | self._tensors.buffers | self._tensors.attributes
         on_meta = [name for name, tensor in known.items() if tensor.device.type == "meta"]
         if on_meta:
@@ -180,7 +190,31 @@ class PortedTask:
     @property
     def callbacks(self) -> list[lj.Callback]:
         """What the trainer calls beside its own callbacks."""
-        return [] if self.schedules is None else [self.schedules]
+        return [one for one in (self._verifying, self.schedules) if one is not None]
+
+    def verify(self, state: lj.TrainState, batch: Any, *, tolerance: float | None = None) -> int:
+        """Runs `training_step` on a batch in torch and in JAX, operation by operation, backward pass included.
+
+        Args:
+          state: real arrays.
+          batch: real arrays, too.
+          tolerance: largest difference as a share of a tensor's largest element; 1e-4, with x64 1e-9, when None.
+
+        Returns:
+          How many operations were compared.
+
+        Raises:
+          VerificationError: the first operation that differs, with the user's line.
+          ConfigurationError: the module optimizes manually.
+        """
+        if self._manual is not None:
+            raise ConfigurationError(f"A step that optimizes manually cannot be verified yet; {WAY_OUT}.")
+        model_state = self._without_carried(state.model_state)
+        capture = self._captured("train", state.params, model_state, batch).first
+        differentiated, others = capture.inputs(state.params, model_state, batch, state.step)
+        if tolerance is None:
+            tolerance = 1e-9 if jax_dtype(torch.float64) == jnp.float64 else 1e-4
+        return verify(capture.program, [*differentiated, *others], state.key_for("torch"), tolerance)
 
     def state_dict(self, state: lj.TrainState) -> dict[str, torch.Tensor]:
         """Returns the weights of a state as the module's `state_dict`: copies, on the CPU, in the module's dtypes."""
@@ -400,13 +434,17 @@ class Capture:
             if node in depends
         }
 
-    def __call__(self, params: Any, model_state: Any, batch: Any, step: Any, key: Any) -> Any:
-        """Runs the graph."""
+    def inputs(self, params: Any, model_state: Any, batch: Any, step: Any) -> tuple[list[Any], list[Any]]:
+        """Returns the arrays of the graph's placeholders: those that are differentiated, and the others."""
         names, kept = self.names
         others = [model_state[name] for name in kept]
         others += [model_state[name] for name in self.carried]
         others += [leaf for leaf in pytree.tree_leaves(batch) if hasattr(leaf, "shape")]
-        computed = self.run([params[name] for name in names], [*others, step], key)
+        return [params[name] for name in names], [*others, step]
+
+    def __call__(self, params: Any, model_state: Any, batch: Any, step: Any, key: Any) -> Any:
+        """Runs the graph."""
+        computed = self.run(*self.inputs(params, model_state, batch, step), key)
         missing = [None] * (sum(self.graph.is_tensor) - len(computed))
         found = self.graph.nest([*computed, *missing])
         outputs, (logged, state, _, created) = found[0] if self.stage == "train" else found

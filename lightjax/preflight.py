@@ -110,8 +110,8 @@ def _epoch(run: Run, data: FitData, schedule: Schedule) -> str:
     evaluated = ""
     if data.val:
         counts = [one.batches for one in data.val.values()]
-        known = None if None in counts else sum(count or 0 for count in counts)
-        evaluated = f"; evaluated on {'?' if known is None else f'{known:,}'} batches"
+        known = "" if None in counts else f" on {sum(count or 0 for count in counts):,} batches"
+        evaluated = f"; evaluated{known}"
     return epoch + whole + evaluated
 
 

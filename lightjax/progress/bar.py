@@ -69,6 +69,7 @@ class RichProgress:
         self._start_time = self._now()
         self._metrics: dict[str, float] = {}
         self._evaluation: _Evaluation | None = None
+        self._stage = ""
         self._running = False
         self._closing = False
         self._stacked = False  # whether metrics have a line of their own: once they needed it, they keep it
@@ -111,7 +112,7 @@ class RichProgress:
     def start_evaluation(self, stage: str, batches: int | None) -> None:
         """Shows a second bar, until `end_evaluation`."""
         self._clock.start_evaluation()
-        self._evaluation = _Evaluation(stage, batches)
+        self._evaluation, self._stage = _Evaluation(stage, batches), stage
         self._open()
         if self.due():
             self._draw_and_wait()
@@ -126,11 +127,11 @@ class RichProgress:
     def end_evaluation(self, metrics: Mapping[str, float]) -> None:
         """Takes the second bar away; outside a run, writes the results."""
         self._clock.end_evaluation()
-        evaluation, self._evaluation = self._evaluation, None
+        self._evaluation = None
         self._metrics.update(metrics)
-        if not self._running and evaluation is not None:
+        if not self._running and metrics:
             self.close()
-            self.print("  ".join([evaluation.stage, *format_metrics(metrics)]))
+            self.print("  ".join([self._stage, *format_metrics(metrics)]))
 
     def end_epoch(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
         """Shows the metrics of the epoch."""

@@ -100,7 +100,7 @@ class PlainProgress:
         """Keeps the results for the line of the epoch; outside a run, writes them."""
         self._clock.end_evaluation()
         self._metrics.update(metrics)
-        if not self._running:
+        if not self._running and metrics:
             self._output.write_line("  ".join([self._stage, *format_metrics(metrics)]))
 
     def end_epoch(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:

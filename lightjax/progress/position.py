@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 __all__ = ["RunPosition", "format_metrics"]
 
 _NOT_METRICS = ("epoch", "step")  # loggers get them among the metrics; a display shows them anyway
@@ -67,10 +69,14 @@ class RunPosition:
 
 
 def format_metrics(metrics: Mapping[str, float]) -> list[str]:
-    """Writes metrics compactly.
+    """Writes metrics compactly, those that are one number.
 
     Example:
-      >>> format_metrics({"epoch": 3, "train/loss": 0.123456, "val/accuracy": 1.0})
+      >>> format_metrics({"epoch": 3, "train/loss": 0.123456, "val/accuracy": 1.0, "val/confusion": np.eye(2)})
       ['train/loss 0.1235', 'val/accuracy 1']
     """
-    return [f"{name} {float(value):.4g}" for name, value in metrics.items() if name not in _NOT_METRICS]
+    return [
+        f"{name} {float(value):.4g}"
+        for name, value in metrics.items()
+        if name not in _NOT_METRICS and np.ndim(value) == 0
+    ]

@@ -259,3 +259,20 @@ def test_ctrl_c_ends_a_run_between_two_steps_with_a_checkpoint(tmp_path):
     assert result.checkpoint.last.step == 6
     assert bits(result.checkpoint.last.restore()) == bits(result.state)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("show", [True, False])
+def test_metrics_that_are_arrays_are_reported_and_not_drawn(capsys, show):
+    def eval_step(state, batch):
+        labels = (batch["y"] > 0).astype(jnp.int32)
+        return linear_task().eval_step(state, batch) | {"counts": lj.ConfusionMatrix(batch["x"][:, :2], labels, 2)}
+
+    task = lj.Task(linear_task().init, linear_task().train_step, eval_step)
+    trainer = quiet(max_epochs=1, enable_progress_bar=show)
+    result = trainer.fit(task, lj.ArrayLoader(linear_data(8), 4), lj.ArrayLoader(linear_data(13), 4))
+    found = trainer.validate(task, lj.ArrayLoader(linear_data(13), 4))
+    assert {name: np.asarray(value).tolist() for name, value in found.items()} == {
+        name: np.asarray(value).tolist() for name, value in result.metrics.items() if name.startswith("val/")
+    }
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("val")]
+    assert lines == ([f"val  val/loss {found['val/loss']:.4g}"] if show else [])

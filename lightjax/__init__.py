@@ -37,6 +37,7 @@ from lightjax.errors import (
     StepError,
 )
 from lightjax.gradient import grad, value_and_grad
+from lightjax.layers import summarize_layers
 from lightjax.loggers import (
     ClearMLLogger,
     CometLogger,
@@ -142,6 +143,7 @@ __all__ = [
     "seed_everything",
     "shard_batch",
     "summarize",
+    "summarize_layers",
     "tune",
     "value_and_grad",
 ]

@@ -1,8 +1,8 @@
 """What a state is made of: every parameter with its shape, type and size, and the sums."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lightjax._tree import leaf_path
+from lightjax.trainable import trained_leaves
 
 __all__ = ["Row", "Summary", "summarize"]
 
@@ -26,6 +27,8 @@ class Row:
       dtype: its type, such as `float32` or `key<fry>`.
       parameters: how many trained numbers it holds; 0 for model state.
       bytes: its size over all devices, each replica counted once.
+      shard: the shape that lies on each device, where it is split; None where it is whole.
+      trained: False for a parameter that is frozen.
     """
 
     path: str
@@ -33,6 +36,8 @@ class Row:
     dtype: str
     parameters: int
     bytes: int
+    shard: tuple[int, ...] | None = None
+    trained: bool = True
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,11 @@ class Summary:
     optimizer_bytes: int
     bytes: int
 
+    @property
+    def frozen(self) -> int:
+        """How many of the parameters are not trained."""
+        return sum(row.parameters for row in self.rows if not row.trained)
+
     def table(self, max_rows: int | None = _MAX_ROWS) -> str:
         """Writes the summary as a table.
 
@@ -65,10 +75,12 @@ class Summary:
         """
         rows = [_Line.of(row) for row in self.rows]
         shown = rows if max_rows is None else _fold(rows, max_rows)
-        cells = [("Name", "Shape", "Dtype", "Parameters", "Size"), *(line.cells() for line in shown)]
-        widths = [max(len(row[column]) for row in cells) for column in range(5)]
-        rule = "-" * (sum(widths) + 2 * 4)
-        table = [_align(row, widths) for row in cells]
+        cells = [("Name", "Shape", "Dtype", "Parameters", "Size", "Each device", ""), *(line.cells() for line in shown)]
+        # What is true of no leaf has no column.
+        columns = [column for column in range(7) if column < 5 or any(row[column] for row in cells[1:])]
+        widths = [max(len(row[column]) for row in cells) for column in range(7)]
+        rule = "-" * (sum(widths[column] for column in columns) + 2 * (len(columns) - 1))
+        table = [_align(row, widths, columns).rstrip() for row in cells]
         lines = [table[0], rule, *table[1:], rule, *self._totals()]
         if len(shown) < len(rows):
             folded = sum(line.leaves for line in shown if line.leaves > 1)
@@ -81,6 +93,7 @@ class Summary:
     def _totals(self) -> list[str]:
         totals = [
             ("Parameters", f"{self.parameters:,}", self.parameter_bytes),
+            ("Frozen", f"{self.frozen:,}", sum(row.bytes for row in self.rows if not row.trained)),
             ("Model state", "", self.model_state_bytes),
             ("Optimizer state", "", self.optimizer_bytes),
             ("Whole state", "", self.bytes),
@@ -133,7 +146,10 @@ def summarize(state: Any) -> Summary:
     optimizer_bytes = 0
     for path, part in train_states:
         prefix = f"{leaf_path(path)}/" if path else ""
-        params += _rows(part.params, prefix, trained=True, every=True)
+        rows = _rows(part.params, prefix, trained=True, every=True)
+        trainable = getattr(getattr(part, "policy", None), "trainable", None)
+        trained = trained_leaves(trainable, part.params)
+        params += [replace(row, trained=one) for row, one in zip(rows, trained, strict=True)]
         model_state += _rows(getattr(part, "model_state", None), f"{prefix}model_state/")
         optimizer_bytes += sum(row.bytes for row in _rows(part.opt_state))
     return Summary(
@@ -174,7 +190,10 @@ def _rows(tree: Any, prefix: str = "", *, trained: bool = False, every: bool = F
         shape, dtype = _shape_and_dtype(name, leaf)
         counts = trained and (every or jnp.issubdtype(dtype, jnp.inexact))
         count = math.prod(shape)
-        rows.append(Row(name, shape, str(dtype), count if counts else 0, count * dtype.itemsize))
+        sharding = getattr(leaf, "sharding", None)
+        shard = None if sharding is None else tuple(sharding.shard_shape(shape))
+        split = shard if shard != shape else None
+        rows.append(Row(name, shape, str(dtype), count if counts else 0, count * dtype.itemsize, split))
     return rows
 
 
@@ -200,15 +219,18 @@ class _Line:
     parameters: int
     bytes: int
     leaves: int = 1
+    shard: str = ""
+    note: str = ""
 
     @classmethod
     def of(cls, row: Row) -> "_Line":
-        shape = "x".join(map(str, row.shape)) or "scalar"
-        return cls(row.path, shape, row.dtype, row.parameters, row.bytes)
+        shard = "" if row.shard is None else _shape(row.shard)
+        note = "" if row.trained else "frozen"
+        return cls(row.path, _shape(row.shape), row.dtype, row.parameters, row.bytes, shard=shard, note=note)
 
     @classmethod
     def folded(cls, path: str, lines: list["_Line"]) -> "_Line":
-        dtypes = {line.dtype for line in lines}
+        dtypes, notes = {line.dtype for line in lines}, {line.note for line in lines}
         return cls(
             path,
             shape=f"{sum(line.leaves for line in lines):,} arrays",
@@ -216,11 +238,13 @@ class _Line:
             parameters=sum(line.parameters for line in lines),
             bytes=sum(line.bytes for line in lines),
             leaves=sum(line.leaves for line in lines),
+            shard="split" if any(line.shard for line in lines) else "",
+            note="" if not any(line.note for line in lines) else "frozen" if len(notes) == 1 else "partly frozen",
         )
 
-    def cells(self) -> tuple[str, str, str, str, str]:
+    def cells(self) -> tuple[str, ...]:
         parameters = f"{self.parameters:,}" if self.parameters else "-"
-        return (self.path, self.shape, self.dtype, parameters, format_bytes(self.bytes))
+        return (self.path, self.shape, self.dtype, parameters, format_bytes(self.bytes), self.shard, self.note)
 
 
 def _fold(lines: list[_Line], max_rows: int) -> list[_Line]:
@@ -239,14 +263,12 @@ def _fold(lines: list[_Line], max_rows: int) -> list[_Line]:
     return shown
 
 
-def _align(cells: Iterable[str], widths: list[int]) -> str:
-    name, shape, dtype, parameters, size = cells
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _align(cells: Sequence[str], widths: list[int], columns: list[int]) -> str:
     return "  ".join(
-        [
-            name.ljust(widths[0]),
-            shape.ljust(widths[1]),
-            dtype.ljust(widths[2]),
-            parameters.rjust(widths[3]),
-            size.rjust(widths[4]),
-        ]
+        cells[column].rjust(widths[column]) if column in (3, 4) else cells[column].ljust(widths[column])
+        for column in columns
     )

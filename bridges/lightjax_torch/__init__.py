@@ -6,6 +6,7 @@ from lightjax_torch.bridge import from_torch
 from lightjax_torch.callbacks import EarlyStopping, ModelCheckpoint
 from lightjax_torch.errors import CaptureError, UnsupportedOperatorError
 from lightjax_torch.function import jax_function
+from lightjax_torch.layers import summarize_layers
 from lightjax_torch.lightning_checkpoint import read_checkpoint
 from lightjax_torch.lowering import register_lowering
 from lightjax_torch.module import LightningDataModule, LightningModule
@@ -32,6 +33,7 @@ __all__ = [
     "read_checkpoint",
     "register_lowering",
     "seed_everything",
+    "summarize_layers",
     "to_jax",
     "to_torch",
 ]

@@ -34,7 +34,7 @@ def preflight(run: Run, engine: Engine, data: FitData, schedule: Schedule, pace:
       stretch: the first one.
     """
     facts = _engine_facts(engine, stretch) if isinstance(engine, JitEngine) else {}
-    devices = facts.pop("devices", "1")
+    devices = facts.pop("devices", f"1 x {engine.platform}")
     lines = {
         "devices": f"{devices}, strategy {run.trainer.strategy!r}",
         "precision": _precision(run),
@@ -82,10 +82,10 @@ def _engine_facts(engine: JitEngine, stretch: Stretch) -> dict[str, str]:
 
 def _precision(run: Run) -> str:
     dtypes = {str(leaf.dtype) for one in train_states(run.state).values() for leaf in jax.tree.leaves(one.params)}
-    kept = f"parameters {', '.join(sorted(dtypes))}" if dtypes else "of the state's own"
+    kept = f"parameters {', '.join(sorted(dtypes))}" if dtypes else "the state's own"
     wanted, precision = run.trainer.policy.get("precision"), precision_of(run.state)
     if wanted is None:
-        return f"{kept}, as init made them"
+        return f"{kept}, as init made them" if dtypes else kept
     compute = precision.compute or "as they are"
     return f"{kept}, compute {compute} (precision={wanted!r})"
 
@@ -93,7 +93,7 @@ def _precision(run: Run) -> str:
 def _batch(run: Run, schedule: Schedule, devices: int) -> str:
     size, group = batch_size(run.batch_spec), schedule.accumulation.at(run.epoch)
     if size is None:
-        return f"examples not known; {format_bytes(_tree.size_in_bytes(run.batch_spec))}"
+        return "as the loader gives it"
     parts = [f"{size:,} examples"]
     if devices > 1:
         parts.append(f"{size / devices:,.4g} on each device")

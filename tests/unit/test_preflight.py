@@ -67,7 +67,7 @@ def test_a_state_that_is_any_pytree_and_a_loader_without_length_are_said(capsys)
     trainer = quiet(max_steps=3, steps_per_call=1, enable_model_summary=True, devices=1)
     trainer.fit(lj.Task(lambda key, batch: {"w": jnp.zeros(2)}, train_step), endless)
     lines = lines_of(capsys.readouterr().out)
-    assert lines["precision"] == "of the state's own, as init made them"
+    assert lines["precision"] == "the state's own"
     assert lines["epoch"] == "of unknown length, 3 steps in all"
     assert lines["FLOPs a step"].startswith("0 FLOP")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import torch
 
 from lightjax.layers import Layer, Layers, described
@@ -65,4 +66,4 @@ def summarize_layers(module: torch.nn.Module, *inputs: Any, **arguments: Any) ->
 
 
 def _on_meta(tree: Any) -> Any:
-    return torch.utils._pytree.tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, torch.Tensor) else leaf, tree)
+    return jax.tree.map(lambda leaf: leaf.to("meta") if isinstance(leaf, torch.Tensor) else leaf, tree)

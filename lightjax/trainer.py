@@ -504,8 +504,8 @@ class Trainer:
         ).for_epochs_of(epoch_batches)
 
     def _pace(self, engine: Engine, batch: Any, epoch_steps: int | None, total_steps: int | None) -> Pace:
-        return Pace(
-            self.steps_per_call,
+        pace = Pace(
+            self.steps_per_call if engine.reads_ahead else 1,
             loops=engine.loops("train"),
             callbacks=self.callbacks,
             batch=joined_spec(batch, self._accumulation.largest) if self._accumulation.largest > 1 else batch,
@@ -513,6 +513,9 @@ class Trainer:
             total_steps=total_steps,
             on_cpu=engine.platform == "cpu",
         )
+        if not engine.reads_ahead:
+            pace.reason = "the task's own steps run one by one"
+        return pace
 
     def validate(
         self, task: TaskLike, data: Any = None, *, state: Any = None, datamodule: Any = None

@@ -22,6 +22,8 @@ from lightjax_torch.errors import WAY_OUT, CaptureError
 from lightjax_torch.function import meta
 from lightjax_torch.module_state import ModuleState, unchanged
 from lightjax_torch.program import Program
+from lightjax_torch.schedule import optimizers_and_schedulers
+from lightjax_torch.source_lines import current_line
 from lightjax_torch.step_view import StepView, Unknown
 
 Tensors = Mapping[str, Any]
@@ -48,18 +50,17 @@ class ManualOptimization:
       call: runs `training_step` with a batch.
 
     Raises:
-      ConfigurationError: `configure_optimizers` returns schedulers, or no optimizers.
+      ConfigurationError: `configure_optimizers` returns no optimizers.
     """
 
     def __init__(self, module: Any, tensors: ModuleState, call: Callable[[Any], Any]) -> None:
         self.module, self.tensors, self.call = module, tensors, call
-        found = module.configure_optimizers()
-        found = found[0] if isinstance(found, tuple) and len(found) == 2 and not found[1] else found
-        self.optimizers = list(found) if isinstance(found, list | tuple) else [found]
-        if not all(isinstance(one, torch.optim.Optimizer) for one in self.optimizers):
+        # Schedulers of such a module step when it says so itself, through self.lr_schedulers(), which is refused.
+        self.optimizers, _ = optimizers_and_schedulers(module.configure_optimizers())
+        if not self.optimizers or not all(isinstance(one, torch.optim.Optimizer) for one in self.optimizers):
             raise ConfigurationError(
-                f"{type(module).__name__} optimizes manually, and configure_optimizers returned {found!r}; a ported "
-                f"one returns optimizers, without schedulers; {WAY_OUT}."
+                f"{type(module).__name__} optimizes manually, and configure_optimizers returned no optimizers; return "
+                "one or a list of them."
             )
         names = {id(tensor): name for name, tensor in tensors.parameters.items()}
         strangers = [p for o in self.optimizers for g in o.param_groups for p in g["params"] if id(p) not in names]
@@ -263,10 +264,16 @@ def _manual(module: Any, optimizers: Sequence[torch.optim.Optimizer], view: Step
         elif gradient_clip_val:
             torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
+    def no_schedulers() -> None:
+        raise CaptureError(
+            f"{current_line()}: self.lr_schedulers() was called in a step that optimizes manually; schedulers step in "
+            f"Python, not in the compiled step. Write a task of your own with an optax schedule, or {WAY_OUT}."
+        )
+
     view.__dict__["optimizers"] = list(optimizers)
     own = {
         "optimizers": lambda use_pl_optimizer=True: optimizers[0] if len(optimizers) == 1 else list(optimizers),
-        "lr_schedulers": lambda: None,
+        "lr_schedulers": no_schedulers,
         "manual_backward": lambda loss, *args, **kwargs: loss.backward(*args, **kwargs),
         "toggle_optimizer": toggle,
         "untoggle_optimizer": untoggle,

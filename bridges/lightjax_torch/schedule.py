@@ -50,7 +50,7 @@ def configured(module: Any) -> tuple[torch.optim.Optimizer | None, list[Schedule
       ConfigurationError: there are several optimizers, or the form is unknown.
     """
     returned = module.configure_optimizers() if hasattr(module, "configure_optimizers") else None
-    optimizers, schedulers = _pair(returned)
+    optimizers, schedulers = optimizers_and_schedulers(returned)
     if len(optimizers) > 1 or not all(isinstance(one, torch.optim.Optimizer) for one in optimizers):
         raise ConfigurationError(
             f"configure_optimizers returned {returned!r}; a ported module has one torch optimizer, with schedulers as "
@@ -66,7 +66,8 @@ def configured(module: Any) -> tuple[torch.optim.Optimizer | None, list[Schedule
     return (optimizers[0] if optimizers else None), found
 
 
-def _pair(returned: Any) -> tuple[list[Any], list[Any]]:
+def optimizers_and_schedulers(returned: Any) -> tuple[list[Any], list[Any]]:
+    """Takes apart what `configure_optimizers` returned: optimizers, and schedulers as it gave them."""
     if returned is None:
         return [], []
     if isinstance(returned, Mapping):
@@ -78,7 +79,7 @@ def _pair(returned: Any) -> tuple[list[Any], list[Any]]:
     if isinstance(returned, list | tuple):
         if len(returned) == 2 and all(isinstance(one, list | tuple) for one in returned):
             return list(returned[0]), list(returned[1])
-        pairs = [_pair(one) for one in returned]
+        pairs = [optimizers_and_schedulers(one) for one in returned]
         return [one for first, _ in pairs for one in first], [one for _, second in pairs for one in second]
     return [returned], []
 

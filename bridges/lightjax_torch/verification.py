@@ -133,6 +133,6 @@ def _compare(node: Node, ours: Any, theirs: Any, tolerance: float) -> None:
             where = tuple(int(i) for i in np.argwhere(~same)[0])
             raise VerificationError(
                 f"{line_of(node)}: {node.target} gives {found[where]} in JAX and {expected[where]} in torch, at "
-                f"{where} of output {place}, the first operation of the step that differs by more than {tolerance:g} of the "
-                "largest element. Register another rule, lightjax_torch.register_lowering, or report it."
+                f"{where} of output {place}, the first operation of the step that differs by more than {tolerance:g} "
+                "of the largest element. Register another rule, lightjax_torch.register_lowering, or report it."
             )

@@ -113,6 +113,13 @@ def test_gradients_left_for_the_next_step_are_refused():
         port_task(module).init(jax.random.key(0), jax.tree.map(lambda t: t.numpy(), data(1)[0]))
 
 
+def test_schedulers_inside_of_the_step_are_refused():
+    module = Gan()
+    module.training_step = lambda batch, batch_idx: module.lr_schedulers()
+    with pytest.raises(CaptureError, match=r"test_port_manual\.py:\d+: self\.lr_schedulers\(\) was called"):
+        port_task(module).init(jax.random.key(0), jax.tree.map(lambda t: t.numpy(), data(1)[0]))
+
+
 def test_precision_of_the_trainer_is_refused():
     with pytest.raises(ConfigurationError, match="optimizes manually: precision"):
         quiet(max_epochs=1, gradient_clip_val=1.0).fit(port_task(Gan()), data(1))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import cProfile
 import io
-import pstats
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightjax.profiler.simple import SimpleProfiler
+
+if TYPE_CHECKING:
+    import cProfile
 
 
 class AdvancedProfiler(SimpleProfiler):
@@ -52,6 +53,8 @@ class AdvancedProfiler(SimpleProfiler):
 
     def report(self) -> str:
         """Returns the table, and the heaviest functions of each action, the longest action first."""
+        import pstats
+
         seconds = {one.name: one.seconds for one in self.times().actions}
         parts = [super().report()]
         for action in sorted(self._profiles, key=lambda action: -seconds.get(action, 0.0)):
@@ -64,6 +67,8 @@ class AdvancedProfiler(SimpleProfiler):
 
     @contextmanager
     def _watched(self, action: str, times: AbstractContextManager[Any]) -> Iterator[None]:
+        import cProfile
+
         # Two profiles cannot run at once: the outer action's rests while the inner one's runs.
         profile = self._profiles.setdefault(action, cProfile.Profile())
         if self._open:

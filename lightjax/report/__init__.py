@@ -1,6 +1,5 @@
 """Reports: what a run left in its directory, as curves for people."""
 
-from lightjax.report.page import write_page
 from lightjax.report.record import Record, read_record
 
-__all__ = ["Record", "read_record", "write_page"]
+__all__ = ["Record", "read_record"]

@@ -14,8 +14,9 @@ import lightjax as lj
 from lightjax.cli import main
 from lightjax.history import HISTORY_FILE
 from lightjax.profiler import Times
-from lightjax.report import Record, read_record, write_page
+from lightjax.report import Record, read_record
 from lightjax.report.charts import charts_of, thin, ticks
+from lightjax.report.page import write_page
 from lightjax.report.record import Life, add_life, read_lives, rows_of_history
 from tests.models import digit_like_data, linear_data, linear_task, mlp_task, quiet
 

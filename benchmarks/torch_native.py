@@ -1,7 +1,7 @@
 """Microseconds of a torch train step: a hand-written loop, Lightning, and lightjax, eager and compiled.
 
 All run in one process, in turns, with the defaults of their trainers (loggers, checkpoints, a progress bar) on the same
-batches; timed between the hooks of an epoch, the first epoch left out. Logged scalars are the loss, under several names.
+batches; timed between the hooks of an epoch, the first epoch left out. Logged scalars are the loss, by several names.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import optax
 import torch
 
 from lightjax.errors import ConfigurationError
-from lightjax_torch.arrays import jax_dtype, to_jax, torch_dtype
+from lightjax_torch.arrays import jax_dtype, to_jax, to_torch, torch_dtype
 from lightjax_torch.capture import capture
 from lightjax_torch.errors import CaptureError
 from lightjax_torch.program import Program
@@ -79,7 +79,7 @@ class CapturedOptimizer:
         self.groups = [[name for name in group if name in with_gradient] for group in groups]
         self.names = [name for group in self.groups for name in group]
         self._tensors = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
-        self._programs: dict[Any, tuple[Any, Any, Any]] = {}
+        self._programs: dict[Any, tuple[Any, Any, Any, Any]] = {}
 
     @property
     def rates(self) -> list[float]:
@@ -90,8 +90,26 @@ class CapturedOptimizer:
         """Returns the optimizer as optax has them; parameters and gradients are dicts by name."""
         return optax.GradientTransformation(self._init, self._update)
 
+    def to_torch(self, state: CapturedState, params: Mapping[str, Any]) -> torch.optim.Optimizer:
+        """Returns the torch optimizer, with what a state holds: it goes on where the compiled steps stopped.
+
+        Args:
+          state: real arrays.
+          params: parameters, or their shapes.
+        """
+        _, _, (_, shapes), outputs = self._captured(params)
+        for name, held in shapes.items():
+            kept = dict(outputs[name])
+            for key in held:
+                kept[key] = to_torch(state.tensors[name][key]).to(outputs[name][key].dtype)
+            self.optimizer.state[self._tensors[name]] = kept if int(state.updates) else {}
+        row = min(max(int(state.updates - state.first), 0), state.rates.shape[0] - 1)
+        for group, rate in zip(self.optimizer.param_groups, to_torch(state.rates)[row].tolist(), strict=True):
+            group["lr"] = rate
+        return self.optimizer
+
     def _init(self, params: Any) -> CapturedState:
-        _, _, (kept, shapes) = self._captured(params)
+        _, _, (kept, shapes), _ = self._captured(params)
         tensors = {
             name: {
                 key: kept[name][key] if name in kept else jnp.zeros(shape.shape, shape.dtype)
@@ -103,7 +121,7 @@ class CapturedOptimizer:
         return CapturedState(jnp.zeros((), jnp.int32), tensors, rates, jnp.zeros((), jnp.int32))
 
     def _update(self, updates: Any, state: Any, params: Any = None) -> tuple[Any, CapturedState]:
-        first, usual, _ = self._captured(params)
+        first, usual, _, _ = self._captured(params)
         row = jnp.clip(state.updates - state.first, 0, state.rates.shape[0] - 1)
         arguments = (
             {name: params[name] for name in self.names},
@@ -121,7 +139,7 @@ class CapturedOptimizer:
     def _rate_dtype(self, params: Mapping[str, Any]) -> Any:
         return jnp.result_type(jnp.float32, *(params[name].real.dtype for name in self.names))
 
-    def _captured(self, params: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    def _captured(self, params: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
         """Captures the first and the usual step for parameters of these dtypes."""
         signature = tuple((name, jnp.dtype(params[name].dtype)) for name in self.names)
         if signature not in self._programs:
@@ -153,7 +171,7 @@ class CapturedOptimizer:
                 name: {key: to_jax(value) for key, value in held.items() if isinstance(value, torch.Tensor)}
                 for name, held in kept.items()
             }
-            self._programs[signature] = first, usual, (arrays, shapes)
+            self._programs[signature] = first, usual, (arrays, shapes), outputs
         return self._programs[signature]
 
     def _capture(self, params: Mapping[str, Any], state: Mapping[str, Mapping[str, Any]]) -> tuple[Any, Any]:

@@ -21,7 +21,7 @@ from lightjax_torch.function import meta
 from lightjax_torch.gradients import with_torch_gradients
 from lightjax_torch.manual import ManualOptimization
 from lightjax_torch.module_state import ModuleState, python_values, unchanged
-from lightjax_torch.optim import CapturedOptimizer
+from lightjax_torch.optim import CapturedOptimizer, CapturedState
 from lightjax_torch.program import Program, origin
 from lightjax_torch.schedule import Schedules, configured
 from lightjax_torch.step_view import LoggedAs, StepView, Unknown
@@ -109,6 +109,7 @@ class PortedTask:
         if self._torch_optimizer is not None and schedulers:
             self.schedules = Schedules(self._torch_optimizer, schedulers)
         self._steps: dict[Any, CapturedStep] = {}
+        self._captured_optimizer: CapturedOptimizer | None = None
         self._transformation: optax.GradientTransformation | None = optimizer
         if not hasattr(module, "validation_step"):
             self.eval_step = None  # pyright: ignore[reportAttributeAccessIssue]
@@ -183,8 +184,8 @@ class PortedTask:
             else:
                 names = {id(tensor): name for name, tensor in self._tensors.parameters.items()}
                 rows = 1 if self.schedules is None else self.schedules.rows
-                captured = CapturedOptimizer(self._torch_optimizer, names, step.with_gradient, rows)
-                self._transformation = captured.transformation()
+                self._captured_optimizer = CapturedOptimizer(self._torch_optimizer, names, step.with_gradient, rows)
+                self._transformation = self._captured_optimizer.transformation()
         return self._transformation
 
     @property
@@ -236,6 +237,21 @@ class PortedTask:
                 if tensor.device.type != "meta":  # those that no state_dict has
                     tensor.copy_(found[name])
         return self.module
+
+    def optimizer_to_torch(self, state: lj.TrainState) -> torch.optim.Optimizer:
+        """Returns the module's torch optimizer with the state that the compiled steps left, to go on in torch.
+
+        It steps the parameters of `task.module`: call `to_torch(state)` as well.
+
+        Raises:
+          ConfigurationError: the module is not trained with one torch optimizer of its own.
+        """
+        if self._captured_optimizer is None or not isinstance(state.opt_state, CapturedState):
+            raise ConfigurationError(
+                "Only the state of one torch optimizer, the one of configure_optimizers, goes back into torch; this "
+                "module was trained with another, or has not been trained."
+            )
+        return self._captured_optimizer.to_torch(state.opt_state, state.params)
 
     def load_state_dict(self, state: lj.TrainState, weights: Mapping[str, torch.Tensor]) -> lj.TrainState:
         """Returns a state with other weights, named as in the module's `state_dict`; all have to be there.

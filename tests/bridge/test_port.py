@@ -247,6 +247,19 @@ def test_state_is_named_as_in_the_state_dict_and_comes_back():
         task.load_state_dict(state, {k: v for k, v in other.state_dict().items() if k != "head.weight"})
 
 
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.NAdam, torch.optim.Adagrad])
+def test_training_goes_on_in_torch_where_jax_stopped(kind, double_precision):
+    torch.manual_seed(0)
+    module, batches = Regression(), sequences(6)
+    module.configure_optimizers = lambda: kind(module.parameters(), lr=0.05)
+    reference = copy.deepcopy(module)
+    by_hand(reference, batches, kind(reference.parameters(), lr=0.05))
+    task = port_task(module)
+    result = quiet(max_epochs=1).fit(task, batches[:3])
+    by_hand(task.to_torch(result.state), batches[3:], task.optimizer_to_torch(result.state))
+    assert_same_weights(module, reference, 1e-9)
+
+
 def test_evaluation_and_prediction_use_the_modules_own_steps():
     torch.manual_seed(0)
     module, batches = ConvNet(dropout=0.5), images(4)

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightjax as lj
-from lightjax_torch import port_task
+from lightjax_torch import from_torch
 
 
 class Classifier(nn.Module):
@@ -96,7 +96,7 @@ def main() -> None:
     reference = copy.deepcopy(module)
     in_torch, torch_s = train_in_torch(reference, loader, arguments.max_epochs)
 
-    task = port_task(module)
+    task = from_torch(module, backend="jax")
     trainer = lj.Trainer(max_epochs=arguments.max_epochs, logger=False, enable_checkpointing=False)
     result = trainer.fit(task, loader, DataLoader(val, 261))
     in_jax = [row["train/loss_epoch"] for row in result.history if "train/loss_epoch" in row]

@@ -14,8 +14,8 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 from lightjax.errors import ConfigurationError  # noqa: E402
-from lightjax_torch import CaptureError  # noqa: E402
-from lightjax_torch.port import port_task  # noqa: E402
+from lightjax_torch import CaptureError, from_torch  # noqa: E402
+from lightjax_torch.port import PortedTask, port_task  # noqa: E402
 from tests.models import quiet  # noqa: E402
 
 
@@ -223,6 +223,12 @@ def test_adam_keeps_the_digits_of_its_corrections_in_float32():
     task = port_task(module)
     result = quiet(max_epochs=1).fit(task, batches)
     assert_same_weights(task.to_torch(result.state), reference, 1e-6)
+
+
+def test_from_torch_makes_the_same_task():
+    task = from_torch(Regression(), backend="jax", optimizer=optax.sgd(0.1))
+    assert isinstance(task, PortedTask)
+    assert int(quiet(max_epochs=1).fit(task, sequences(2)).state.step) == 2
 
 
 def test_an_optax_optimizer_replaces_the_modules():

@@ -87,8 +87,8 @@ class TorchEngine:
         extending = [one for one in trainer.callbacks if one.overrides("extend_state", "evaluated_state")]
         if extending:
             raise ConfigurationError(
-                f"{type(extending[0]).__name__} keeps what it needs in the state of a JAX task, which a torch module does "
-                "not have; leave it out, or average in the module with torch.optim.swa_utils.AveragedModel."
+                f"{type(extending[0]).__name__} keeps what it needs in the state of a JAX task, which a torch module "
+                "does not have; leave it out, or average in the module with torch.optim.swa_utils.AveragedModel."
             )
         self.callbacks: Sequence[Callback] = (ModuleHooks(self),)
         self.run: Run | None = None

@@ -71,7 +71,9 @@ def check_arguments(trainer: Trainer) -> None:
         )
 
 
-def check_monitored(callbacks: Sequence[Callback], train_metrics: Sequence[str], val_metrics: Sequence[str]) -> None:
+def check_monitored(
+    callbacks: Sequence[Callback], train_metrics: Sequence[str], val_metrics: Sequence[str]
+) -> dict[str, str]:
     """Finds monitored names that nobody will report, before anything runs.
 
     A callback of the user's may report names of its own; then it is found when the name is missed.
@@ -81,20 +83,29 @@ def check_monitored(callbacks: Sequence[Callback], train_metrics: Sequence[str],
       train_metrics: names that the train step reports.
       val_metrics: names that evaluation reports, prefixed.
 
+    Returns:
+      What a name without its stage means: "val_loss", as callbacks written for LightningModules have it, is
+      "val/val_loss" where evaluation reports that, and otherwise "train/val_loss".
+
     Raises:
       MetricError: a name is reported by nobody; lists the names there are.
     """
-    if any(not type(one).__module__.startswith("lightjax.") for one in callbacks):
-        return
+    others = any(not type(one).__module__.startswith("lightjax.") for one in callbacks)
     train = [f"train/{name}" for name in train_metrics]
     names = [*train, *(f"{name}_epoch" for name in train), *val_metrics]
+    meant = {}
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
-        if monitor and not any(monitor == name or monitor.startswith(f"{name}/") for name in names):
+        if not monitor or any(monitor == name or monitor.startswith(f"{name}/") for name in names):
+            continue
+        if found := next((name for name in (f"val/{monitor}", f"train/{monitor}") if name in names), None):
+            meant[monitor] = found
+        elif not others:
             raise MetricError(
                 f"{type(callback).__name__} monitors {monitor!r}, which nobody reports; reported are: "
                 f"{', '.join(names) or 'none'}. Monitor one of these, or return it from the step."
             )
+    return meant
 
 
 def _amount(name: str, amount: int | float | None) -> list[str]:

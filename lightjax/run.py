@@ -53,6 +53,7 @@ class Run:
       sanity_checking: whether an evaluation only tries a few batches before training.
       loader: name of the loader that is evaluated; "" where there is only one.
       eval_batch: batches of this loader done.
+      meant: names that were given without their stage, with it.
       estimated_steps: optimizer steps of a whole run, None where nobody knows.
       batch_spec: shapes of a training batch.
       epoch_batches: batches of this epoch, None where unknown.
@@ -90,6 +91,7 @@ class Run:
         self.loader = ""
         self.eval_batch = 0
         self.estimated_steps: int | None = None
+        self.meant: Mapping[str, str] = {}
         self.batch_spec: Any = None
         self.epoch_batches: int | None = None
         self.datamodule: Any = None
@@ -194,6 +196,7 @@ class Run:
           MetricError: the metric was never reported; lists the names there are.
         """
         metrics = self.metrics
+        name = name if name in metrics else self.meant.get(name, name)
         if name in metrics:
             return metrics[name] if self.history.reported_at[name] == self.step else None
         due = self.validated_at is not None or not self.validates if name.startswith("val/") else True

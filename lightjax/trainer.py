@@ -284,6 +284,7 @@ class Trainer:
         self._run_under_way: Run | None = None
         self._epoch = 0
         self._estimated_steps: Any = _UNKNOWN
+        self._meant: dict[str, str] = {}
         self._accumulation = Accumulation.of(accumulate_grad_batches)
         self._task: TaskLike | None = None
         self._engine: Engine | None = None
@@ -377,8 +378,10 @@ class Trainer:
             state = initial_state(engine, jax.random.key(self.seed), batch, given, self.max_steps)
             engine.trace_train(state, batch)
             trace(engine, state, data.val)
+            self._meant = {}
             if not engine.own_names:
-                check_monitored(self.callbacks, engine.metric_names("train"), metric_names(engine, "val", data.val))
+                names = engine.metric_names("train"), metric_names(engine, "val", data.val)
+                self._meant = check_monitored(self.callbacks, *names)
             schedule = self._schedule(data.train.batches)
             batches = data.train.batches
             epoch_steps = None if batches is None else self._accumulation.steps(1, batches)
@@ -432,6 +435,7 @@ class Trainer:
         run.profiler = profiler
         run.totals = engine.train_totals()
         run.estimated_steps = self._estimated_steps
+        run.meant = self._meant
         run.datamodule = data.datamodule
         run.batch_spec = _tree.abstract(data.train.first())
         self._run_under_way = run

@@ -348,3 +348,19 @@ def test_the_last_checkpoint_goes_with_the_end_of_the_run_where_only_the_best_is
     result = trainer.fit(linear_task(), loader(), loader(8))
     assert result.checkpoint.best.step == 5
     assert [path.name for path in (result.directory / "checkpoints").iterdir()] == ["step_5"]
+
+
+def test_a_name_without_its_stage_is_found_in_evaluation_first(tmp_path):
+    def fit(monitor, *others):
+        watching = [lj.EarlyStopping(monitor), lj.ModelCheckpoint(monitor), *others]
+        trainer = quiet(max_epochs=2, callbacks=watching, enable_checkpointing=True, default_root_dir=tmp_path)
+        return trainer, trainer.fit(linear_task(), loader(), loader(8))
+
+    for others in ((), (Recorder(),)):
+        trainer, result = fit("loss", *others)
+        stopping = next(one for one in trainer.callbacks if isinstance(one, lj.EarlyStopping))
+        assert stopping.best == result.metrics["val/loss"] != result.metrics["train/loss"]
+        assert result.checkpoint.best.metrics["val/loss"] == result.metrics["val/loss"]
+    assert fit("loss_epoch")[1].checkpoint.best is not None
+    with pytest.raises(lj.MetricError, match="monitors 'losses', which nobody reports"):
+        fit("losses")

@@ -159,6 +159,7 @@ class ManualOptimization:
             view = StepView(torch.zeros((), dtype=torch.int64), training=True)
             view.__dict__["global_step"] = Unknown("global_step")
             with unchanged(self.module), tensors.holding(trained | kept):
+                tensors.restore_modes()
                 with view.attached(self.module), _manual(self.module, optimizers, view):
                     self.call(batch)
                 after = tensors.read([name for name in kept if ":" not in name])

@@ -24,6 +24,8 @@ class ModuleState:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.module = module
+        # As they are now: whoever gets the trained module back may put it into evaluation mode.
+        self._modes = [(one, one.training) for one in module.modules()]
         self.parameters: dict[str, torch.Tensor] = {}
         self.buffers: dict[str, torch.Tensor] = {}
         self.aliases: dict[str, str] = {}
@@ -58,6 +60,11 @@ class ModuleState:
                         if id(leaf) not in self._owned and id(leaf) not in held:
                             found[f"{path}:{name}/{number}"] = leaf
         return found
+
+    def restore_modes(self) -> None:
+        """Puts every part of the module into the mode, training or evaluation, that it was given in."""
+        for one, training in self._modes:
+            one.training = training
 
     @contextlib.contextmanager
     def holding(

@@ -367,7 +367,9 @@ class Capture:
             kept, carried_now, given, step = others
             view = StepView(step, training=stage == "train")
             with unchanged(module), tensors.holding(trained | kept | carried_now, seen.get("structures", {})):
-                if stage != "train":
+                if stage == "train":
+                    tensors.restore_modes()
+                else:
                     module.eval()
                 before = python_values(module)
                 with view.attached(module), torch.set_grad_enabled(stage == "train"):

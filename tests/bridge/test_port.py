@@ -290,6 +290,16 @@ def test_dropout_differs_from_step_to_step_and_repeats_with_the_seed():
     assert first == again
 
 
+def test_a_module_put_into_evaluation_mode_in_between_still_trains():
+    task = port_task(ConvNet(dropout=0.5), optimizer=optax.sgd(0.0))
+    result = quiet(max_epochs=1).fit(task, images(1))
+    task.to_torch(result.state).eval()
+    # Batches of another size are captured anew: with dropout, so that two steps on one batch differ.
+    [batch] = images(1, size=5)
+    again = quiet(max_epochs=2, log_every_n_steps=1).fit(task, [batch], state=result.state)
+    assert len(set(losses_of(again))) == 2
+
+
 def test_logged_values_are_reduced_as_they_ask():
     torch.manual_seed(0)
     batches = images(4)

@@ -74,7 +74,7 @@ class Loop:
         self.validated_s = schedule.begun_s
         self._at_call_end = [one for one in callbacks if one.overrides("on_call_end")]
         self._prepare()
-        self.gauges = Gauges(batch_size(data.train.first()))
+        self.gauges = Gauges(batch_size(run.batch_spec))
         self.announces = run.trainer.enable_model_summary
         self.rows: Any = None
         self.in_flight: deque[Any] = deque()

@@ -28,7 +28,7 @@ def start(directory, steps_per_call, kind):
 
 def finish(process):
     """Waits for the end of the program and returns what it found."""
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
     return json.loads(out.splitlines()[-1]), err
 
@@ -45,7 +45,7 @@ def hit(directory, steps_per_call, kind, delay_s):
     time.sleep(delay_s)
     running = process.poll() is None
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=200)
     return running
 
 

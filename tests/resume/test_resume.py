@@ -42,7 +42,7 @@ def test_a_preempted_run_says_so_and_resumes(tmp_path, kind):
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=200)
         assert process.returncode == 0, err
         assert '"stopped_by": "preempted"' in out
     assert run_to_the_end(tmp_path / "preempted", 8, kind) == expected

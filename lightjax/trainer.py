@@ -401,7 +401,7 @@ class Trainer:
         interrupt: Interrupt,
     ) -> FitResult[Any]:
         """Makes the run directory and all that writes into it, runs the loop, and closes them again."""
-        output = Output()
+        output, main = Output(), distributed.is_main()
         if self.enable_model_summary:
             output.write_line(str(engine.summarize(state)))
         if keeper is not None and (reason := data.train.inexact()):
@@ -411,9 +411,8 @@ class Trainer:
                 self.directory = checkpoint.path.parents[1]
             else:
                 self.directory = self._new_directory()
-                if (places := checkpoint_places(self.callbacks)) and distributed.is_main():
+                if (places := checkpoint_places(self.callbacks)) and main:
                     place_checkpoints(self.directory / FOLDER, places.pop())
-        main = distributed.is_main()
         logger = LoggerCollection(map(in_background, self.loggers if main else ()))
         profiler = self.profiler
         file = self.directory / HISTORY_FILE if self.directory and keeper and main else None
@@ -430,7 +429,7 @@ class Trainer:
         checkpointer = None
         if self.directory and keeper:
             checkpointer = Checkpointer(self.directory / FOLDER, before_write, self.on_save_error)
-        progress = make_progress(self.enable_progress_bar and distributed.is_main())
+        progress = make_progress(self.enable_progress_bar and main)
         run = Run(self, engine, state, history, logger, checkpointer, self.directory)
         run.profiler = profiler
         run.totals = engine.train_totals()

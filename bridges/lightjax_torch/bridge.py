@@ -59,7 +59,7 @@ def from_torch(
         )
     refuse_malicious_lightning()
     if backend == "jax":
-        from lightjax_torch.port import port_task  # pyright: ignore[reportMissingImports]
+        from lightjax_torch.port import port_task
 
         return port_task(module, **options)
     if options:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -136,10 +137,8 @@ class Trainer(lightjax.Trainer):
         **arguments: Any,
     ) -> list[dict[str, Any]]:
         """Evaluates a module, the last one trained when None; returns a list of one dict, as Lightning's does."""
-        if hasattr(dataloaders, "val_dataloader"):
-            dataloaders, datamodule = None, dataloaders
-        given = self._given(ckpt_path, arguments)
-        return [super().validate(self._task_of(model), dataloaders, state=given, datamodule=datamodule)]
+        state = arguments.get("state", ckpt_path)
+        return [self._evaluated(super().validate, "val", model, dataloaders, datamodule, state)]
 
     def test(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -150,10 +149,8 @@ class Trainer(lightjax.Trainer):
         **arguments: Any,
     ) -> list[dict[str, Any]]:
         """Tests a module: as `validate`."""
-        if hasattr(dataloaders, "test_dataloader"):
-            dataloaders, datamodule = None, dataloaders
-        given = self._given(ckpt_path, arguments)
-        return [super().test(self._task_of(model), dataloaders, state=given, datamodule=datamodule)]
+        state = arguments.get("state", ckpt_path)
+        return [self._evaluated(super().test, "test", model, dataloaders, datamodule, state)]
 
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -164,10 +161,8 @@ class Trainer(lightjax.Trainer):
         **arguments: Any,
     ) -> Any:
         """Returns the outputs of every batch, as a list."""
-        if hasattr(dataloaders, "predict_dataloader"):
-            dataloaders, datamodule = None, dataloaders
-        given = self._given(ckpt_path, arguments)
-        return super().predict(self._task_of(model), dataloaders, state=given, datamodule=datamodule, **arguments)
+        state = arguments.pop("state", ckpt_path)
+        return self._evaluated(super().predict, "predict", model, dataloaders, datamodule, state, **arguments)
 
     @property
     def callback_metrics(self) -> dict[str, torch.Tensor]:
@@ -203,7 +198,17 @@ class Trainer(lightjax.Trainer):
             self._tasks[id(model)] = from_torch(model, self.backend, self.device)
         return self._tasks[id(model)]
 
-    def _given(self, ckpt_path: Any, arguments: dict[str, Any]) -> Any:
-        """Returns the state to evaluate: a checkpoint, or the module as it is."""
-        given = arguments.pop("state", None)
-        return ckpt_path if given is None else given
+    def _evaluated(
+        self,
+        method: Callable[..., Any],
+        stage: str,
+        model: Any,
+        dataloaders: Any,
+        datamodule: Any,
+        state: Any,
+        **arguments: Any,
+    ) -> Any:
+        """Calls a method of `lightjax.Trainer` with what Lightning's takes; a data module may stand for its loaders."""
+        if hasattr(dataloaders, f"{stage}_dataloader"):
+            dataloaders, datamodule = None, dataloaders
+        return method(self._task_of(model), dataloaders, state=state, datamodule=datamodule, **arguments)

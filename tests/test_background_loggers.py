@@ -90,7 +90,10 @@ def test_a_hanging_logger_is_dropped_and_counted(monkeypatch):
     with pytest.warns(UserWarning, match="calls were dropped, since it was too slow; it did not answer for 0.2 s"):
         found = train(hanging)
     assert time.monotonic() - begun_s < 30
+    (left_alone,) = [thread for thread in threading.enumerate() if thread.name == "lightjax-logger"]
     hanging.let_go.set()
+    left_alone.join(10)
+    assert not left_alone.is_alive()
     assert bits(found.state) == bits(expected.state)
     assert found.history == expected.history
 
@@ -108,6 +111,7 @@ def test_what_is_dropped_is_counted_exactly():
     background.finish_s = 10.0
     with pytest.warns(UserWarning, match="94 calls were dropped"):
         background.finish()
+    assert not [thread for thread in threading.enumerate() if thread.name == "lightjax-logger"]
 
 
 def test_metrics_may_be_changed_by_the_caller_afterwards():

@@ -55,6 +55,7 @@ class Background:
         self.failed = 0
         self._queue: queue.Queue[tuple[str, tuple[Any, ...]]] = queue.Queue(waiting)
         self._thread: threading.Thread | None = None
+        self._ending = False
         self._error: Exception | None = None
         self._warned = False
 
@@ -92,12 +93,14 @@ class Background:
             return
         deadline_s = time.monotonic() + self.finish_s
         done = self._put("finish", wait_s=self.finish_s) and self._drained(deadline_s - time.monotonic())
+        left = self._queue.unfinished_tasks
+        # A thread that hangs ends once its logger has answered and the queue is empty.
+        self._ending = True
+        self._put("")  # wakes a thread that waits; where the queue is full, none does
         if done:
-            self._put("")  # ends the thread
             self._thread.join()
             self._thread = None
         self._warn_of_error()
-        left = self._queue.unfinished_tasks
         lost = [
             f"{self.failed} calls failed" if self.failed > 1 else "",
             f"{self.dropped} calls were dropped, since it was too slow" if self.dropped else "",
@@ -112,7 +115,8 @@ class Background:
             return self._queue.all_tasks_done.wait_for(lambda: not self._queue.unfinished_tasks, max(0.0, timeout_s))
 
     def _hand_over(self, method: str, *arguments: Any) -> None:
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():
+            self._ending = False
             self._thread = threading.Thread(target=self._work, name="lightjax-logger", daemon=True)
             self._thread.start()
         self._warn_of_error()
@@ -136,11 +140,11 @@ class Background:
             )
 
     def _work(self) -> None:
-        while True:
+        while not (self._ending and self._queue.empty()):
             method, arguments = self._queue.get()
             try:
                 if not method:
-                    return
+                    continue
                 getattr(self.logger, method)(*arguments)
             except Exception as error:
                 self.failed += 1

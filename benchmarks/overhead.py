@@ -63,7 +63,7 @@ def measure(model_name: str, names: list[str], arguments: argparse.Namespace) ->
                 continue
             job = {"contestant": name, "model": model_name, "steps": steps, "epochs": epochs}
             job |= {"rounds": arguments.rounds, "options": options_of(arguments)}
-            running[name] = ContestantProcess(job, arguments.timeout_s)
+            running[name] = ContestantProcess(job, arguments.timeout_s, arguments.platform)
             hear(name, turn=False)
             say(f"  {name} is ready" if name in running else f"  {name} is out")
         for turn in range(arguments.rounds):
@@ -167,6 +167,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="epochs of a window (default: of the model)")
     parser.add_argument("--steps-per-call", metavar="K", help="of lightjax: a number or auto (default: lightjax's own)")
     parser.add_argument("--dataloader", action="store_true", help="torch reads a DataLoader instead of ready slices")
+    parser.add_argument(
+        "--platform", choices=("cpu", "cuda", "tpu"), default="cpu", help="of JAX; torch stays on the CPU"
+    )
     parser.add_argument("--timeout-s", type=float, default=900, help="for one answer of a contestant")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the numbers to this file")
     arguments = parser.parse_args()

@@ -33,9 +33,10 @@ class ContestantProcess:
     Args:
       job: what `contestant.py` reads.
       timeout_s: how long one answer may take.
+      platform: what JAX runs on: "cpu", "cuda", "tpu".
     """
 
-    def __init__(self, job: dict[str, Any], timeout_s: float) -> None:
+    def __init__(self, job: dict[str, Any], timeout_s: float, platform: str = "cpu") -> None:
         self.timeout_s = timeout_s
         self.output = ""
         self._partial = b""
@@ -55,7 +56,7 @@ class ContestantProcess:
             stderr=terminal,
             pass_fds=(commands, answers),
             cwd=self._directory.name,
-            env=environment(self._directory.name),
+            env=environment(self._directory.name, platform),
             start_new_session=True,
         )
         for descriptor in (commands, answers, terminal):
@@ -119,11 +120,12 @@ class ContestantProcess:
             self.output = (self.output + read.decode(errors="replace"))[-50_000:]
 
 
-def environment(home: str) -> dict[str, str]:
-    """Returns the environment of a contestant: the CPU, this checkout, and no files outside of its directory."""
+def environment(home: str, platform: str = "cpu") -> dict[str, str]:
+    """Returns the environment of a contestant: one platform, this checkout, and no files outside of its directory."""
     paths = [str(BENCHMARKS.parent), os.environ.get("PYTHONPATH", "")]
     return os.environ | {
-        "JAX_PLATFORMS": "cpu",
+        "JAX_PLATFORMS": platform,
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # all contestants are alive at once
         "KERAS_BACKEND": "jax",
         "KERAS_HOME": home,
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),

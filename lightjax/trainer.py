@@ -3,60 +3,41 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
-from lightjax import _tree, distributed
+from lightjax import distributed
 from lightjax.callbacks import Callback, GradientAccumulationScheduler, ModelCheckpoint
-from lightjax.callbacks.callback import Stage, call, call_to_the_end
-from lightjax.callbacks.extension import extended_state, extended_task
-from lightjax.callbacks.model_checkpoint import checkpoint_places
-from lightjax.checkpoint import Checkpoint, Checkpointer, Checkpoints
-from lightjax.checkpoint.catalog import FOLDER, is_newest
-from lightjax.checks import check_arguments, check_monitored
-from lightjax.closing import closing_summary
-from lightjax.compilation_cache import compilation_cache_in
-from lightjax.data.grouped import Accumulation, joined_spec
+from lightjax.callbacks.extension import extended_task
+from lightjax.checks import check_arguments
+from lightjax.data.grouped import Accumulation
 from lightjax.data.module import in_use
-from lightjax.data.stage import FitData, Loaders, fit_data
+from lightjax.data.stage import fit_data
 from lightjax.engine.engine import Engine
 from lightjax.engine.jit import JitEngine
 from lightjax.engine.layout import Layout
 from lightjax.errors import ConfigurationError
-from lightjax.evaluation import Evaluation, metric_names, trace
-from lightjax.history import HISTORY_FILE, History
-from lightjax.interrupt import Interrupt
-from lightjax.loggers import Logger, LoggerCollection, in_background
+from lightjax.inference import metrics_of, outputs_of
+from lightjax.loggers import Logger
 from lightjax.loggers.choice import make_loggers
-from lightjax.loop import Loop
-from lightjax.origin import checkpoint_to_resume, initial_state, state_to_evaluate, steps_done
-from lightjax.pace import Pace
 from lightjax.plan import Plan, make_plan
 from lightjax.policy_request import PolicyRequest
 from lightjax.precision import Precision
-from lightjax.prediction import predict
 from lightjax.profiler.choice import make_profiler
 from lightjax.profiler.profiler import Profiler
-from lightjax.progress import Progress, make_progress
-from lightjax.progress.output import Output
-from lightjax.report.record import Life, add_life
-from lightjax.requeue import requeue_slurm_job
 from lightjax.result import FitResult
-from lightjax.run import Run
-from lightjax.run_directory import DEFAULT_ROOT, create_run_directory, place_checkpoints
-from lightjax.schedule import Schedule, seconds
+from lightjax.run_directory import DEFAULT_ROOT
+from lightjax.schedule import seconds
 from lightjax.seeding import global_seed
 from lightjax.shortcuts import rehearse, strip
 from lightjax.strategy import Devices, MeshLike, Strategy, layout_of
 from lightjax.task import TaskLike
 from lightjax.topology import topology_devices
-
-_UNKNOWN: Any = object()
+from lightjax.training import UNKNOWN, Training, steps_of
 
 
 class Trainer:
@@ -79,7 +60,6 @@ class Trainer:
       devices: how many, which (indices, or some of `jax.devices()`), or "auto": all, or `jax_default_device` where that
         is set.
       mesh: how "jit" and "fsdp" arrange the devices: axis names with sizes, or a `jax.sharding.Mesh`.
-      seed: of the key that `init` receives, `jax.random.key(seed)`.
       precision: "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true" or "64-true" (or 32, 16, "bf16", 64), or an
         `lj.Precision`; None leaves everything as it is. Mixed keeps float32 parameters and casts them, and the batch,
         for the compute, in evaluation and prediction, too; float16 scales the loss.
@@ -139,6 +119,10 @@ class Trainer:
         one), a directory, or False.
       strict: raise where a step would have to be compiled again, instead of warning.
       check_memory: refuse a train step that needs more memory than a device has, before it runs, with the numbers.
+
+    Attributes:
+      result: of the last `fit`; None before.
+      directory: of its run; None for a run without files.
 
     Raises:
       ConfigurationError: arguments are out of range or contradict each other; every conflict is listed.
@@ -279,13 +263,9 @@ class Trainer:
         if self.enable_checkpointing and not any(isinstance(one, ModelCheckpoint) for one in self.callbacks):
             self.callbacks.append(ModelCheckpoint())
         self.directory: Path | None = None
-        self._checkpoints = Checkpoints()
-        self._state: Any = None
-        self._run_under_way: Run | None = None
-        self._epoch = 0
-        self._estimated_steps: Any = _UNKNOWN
-        self._meant: dict[str, str] = {}
-        self._accumulation = Accumulation.of(accumulate_grad_batches)
+        self.result: FitResult[Any] | None = None
+        self.accumulation = Accumulation.of(accumulate_grad_batches)
+        self._training: Training | None = None
         self._task: TaskLike | None = None
         self._engine: Engine | None = None
 
@@ -337,188 +317,9 @@ class Trainer:
                 "never end; write lj.Trainer(max_epochs=10) or lj.Trainer(max_steps=1000)."
             )
         with in_use(datamodule, self, "fit"):
-            return self._fit(task, train_data, val_data, datamodule, state, resume)
-
-    def _fit(
-        self,
-        task: TaskLike,
-        train_data: Any,
-        val_data: Any,
-        datamodule: Any,
-        state: Any,
-        resume: str | os.PathLike[str] | None,
-    ) -> FitResult[Any]:
-        """Finds out what is to run, checks it, and runs it."""
-        keeper = next((one for one in self.callbacks if isinstance(one, ModelCheckpoint)), None)
-        self.directory, self._run_under_way = None, None
-        checkpoint = checkpoint_to_resume(self.resume if resume is None else resume, self._root(), given=state)
-        every, self._epoch = self.reload_dataloaders_every_n_epochs, 0
-        if checkpoint is not None:
-            epoch = checkpoint.about()["position"]["epoch"]
-            self._epoch = epoch - epoch % every if every else epoch
-        engine = self._engine_for(task)
-        given = state if checkpoint is None else checkpoint
-        data = engine.fit_data(
-            train_data,
-            val_data,
-            datamodule,
-            self.limits,
-            overfit_batches=self.overfit_batches,
-            reload_every_n_epochs=every,
-            accumulation=self._accumulation,
-            kept=None if checkpoint is None else checkpoint.about().get("datamodule"),
-            given=given,
-        )
-        self._estimated_steps = self._steps_of(data.train.batches)
-        cache = compilation_cache_in(self._cache_directory(has_files=keeper is not None or bool(self.loggers)))
-        with Interrupt() as interrupt, cache:
-            batch = data.train.first()
-            if checkpoint is None and state is not None:
-                given = extended_state(state, self.callbacks)
-            state = initial_state(engine, jax.random.key(self.seed), batch, given, self.max_steps)
-            engine.trace_train(state, batch)
-            trace(engine, state, data.val)
-            self._meant = {}
-            if not engine.own_names:
-                names = engine.metric_names("train"), metric_names(engine, "val", data.val)
-                self._meant = check_monitored(self.callbacks, *names)
-            schedule = self._schedule(data.train.batches)
-            batches = data.train.batches
-            epoch_steps = None if batches is None else self._accumulation.steps(1, batches)
-            pace = self._pace(engine, batch, epoch_steps, schedule.total_steps(steps_done(state), batches))
-            # From here on nothing the user wrote is wrong, as far as one can see without running it.
-            return self._run(engine, state, data, schedule, pace, keeper, checkpoint, interrupt)
-
-    def _run(
-        self,
-        engine: Engine,
-        state: Any,
-        data: FitData,
-        schedule: Schedule,
-        pace: Pace,
-        keeper: ModelCheckpoint | None,
-        checkpoint: Checkpoint | None,
-        interrupt: Interrupt,
-    ) -> FitResult[Any]:
-        """Makes the run directory and all that writes into it, runs the loop, and closes them again."""
-        output, main = Output(), distributed.is_main()
-        if self.enable_model_summary:
-            output.write_line(str(engine.summarize(state)))
-        if keeper is not None and (reason := data.train.inexact()):
-            output.write_line(f"note: resumed, this run would see other batches: {reason}")
-        if keeper is not None or self.loggers:
-            if checkpoint is not None and checkpoint.path.parent.name == FOLDER and is_newest(checkpoint):
-                self.directory = checkpoint.path.parents[1]
-            else:
-                self.directory = self._new_directory()
-                if (places := checkpoint_places(self.callbacks)) and main:
-                    place_checkpoints(self.directory / FOLDER, places.pop())
-        logger = LoggerCollection(map(in_background, self.loggers if main else ()))
-        profiler = self.profiler
-        file = self.directory / HISTORY_FILE if self.directory and keeper and main else None
-        history = History(logger, file, profiler)
-
-        def before_write() -> None:
-            history.write()
-            logger.flush()
-
-        def closed(action: str, close: Callable[[], None]) -> None:
-            with profiler.profile(action):
-                close()
-
-        checkpointer = None
-        if self.directory and keeper:
-            checkpointer = Checkpointer(self.directory / FOLDER, before_write, self.on_save_error)
-        progress = make_progress(self.enable_progress_bar and main)
-        run = Run(self, engine, state, history, logger, checkpointer, self.directory)
-        run.profiler = profiler
-        run.totals = engine.train_totals()
-        run.estimated_steps = self._estimated_steps
-        run.meant = self._meant
-        run.datamodule = data.datamodule
-        run.batch_spec = _tree.abstract(data.train.first())
-        self._run_under_way = run
-        about = None
-        if checkpoint is not None:
-            about = checkpoint.about()
-            run.resume(checkpoint, about)
-            output.write_line(
-                f"resumed from {checkpoint.path} at step {run.step}, batch {run.batch} of epoch {run.epoch}"
-            )
-            data.train.resume(run.epoch, run.batch, run.place, output.write_line, interrupt.requested)
-        with ExitStack() as closing:
-            # Each is closed whatever the others raise: the display first, the loggers after the checkpoints.
-            profiler.start(self.directory)
-            closing.callback(profiler.finish)
-            closing.callback(closed, "logging", logger.finish)
-            if checkpointer is not None:
-                closing.callback(closed, "checkpoint", checkpointer.close)
-            closing.callback(engine.close)
-            closing.callback(progress.close)
-            try:
-                # The first program compiles while the loggers start.
-                with profiler.profile("compilation"):
-                    engine.compile_ahead("train", data.train.specs(pace.capacity)[:1])
-                with profiler.profile("logging"):
-                    if self.directory is not None:
-                        logger.start(self.directory, resumed_at=run.step if checkpoint is not None else None)
-                    logger.log_hyperparams(self.hyperparameters | dict(engine.hyperparameters))
-                loop = Loop(run, engine, data, schedule, pace, run.callbacks, progress, interrupt)
-                stopped_by = loop.fit(about)
-            except BaseException as error:
-                call_to_the_end(run.callbacks, run, error)
-                raise
-            call(run.callbacks, "teardown", run, "fit")
-        self._state = run.state
-        self._checkpoints = keeper.checkpoints if keeper is not None else Checkpoints()
-        times = profiler.times()
-        if self.directory is not None:
-            add_life(self.directory, Life(stopped_by, run.step, times))
-        if self.enable_model_summary:
-            output.write_line(closing_summary(run.history.rows, times))
-        if report := profiler.report():
-            output.write_line(report)
-        if self.directory is not None:
-            output.write_line(f"stopped by {stopped_by} at step {run.step}; run directory: {self.directory}")
-        if self.requeue and stopped_by == "preempted" and (line := requeue_slurm_job()):
-            output.write_line(line)
-        return FitResult(
-            state=run.state,
-            metrics=dict(run.metrics),
-            history=run.history.rows,
-            checkpoint=self._checkpoints,
-            stopped_by=stopped_by,
-            directory=self.directory,
-            times=times,
-        )
-
-    def _schedule(self, epoch_batches: int | None) -> Schedule:
-        interval = self.val_check_interval
-        by_time = isinstance(interval, str | timedelta | dict)
-        return Schedule(
-            max_epochs=self.max_epochs,
-            max_steps=self.max_steps,
-            max_time_s=self.max_time_s,
-            log_every_n_steps=self.log_every_n_steps,
-            check_val_every_n_epoch=self.check_val_every_n_epoch,
-            val_check_interval=None if by_time else interval,
-            val_check_s=seconds(interval, "val_check_interval") if by_time else None,
-            accumulation=self._accumulation,
-        ).for_epochs_of(epoch_batches)
-
-    def _pace(self, engine: Engine, batch: Any, epoch_steps: int | None, total_steps: int | None) -> Pace:
-        pace = Pace(
-            self.steps_per_call if engine.reads_ahead else 1,
-            loops=engine.loops("train"),
-            callbacks=self.callbacks,
-            batch=joined_spec(batch, self._accumulation.largest) if self._accumulation.largest > 1 else batch,
-            epoch_steps=epoch_steps,
-            total_steps=total_steps,
-            on_cpu=engine.platform == "cpu",
-        )
-        if not engine.reads_ahead:
-            pace.reason = "the task's own steps run one by one"
-        return pace
+            self._training = Training(self, self.resume if resume is None else resume, state)
+            self.result = self._training.run(task, train_data, val_data, datamodule)
+        return self.result
 
     def validate(
         self, task: TaskLike, data: Any = None, *, state: Any = None, datamodule: Any = None
@@ -536,7 +337,7 @@ class Trainer:
           Python floats by name, prefixed "val/"; waits for the device.
         """
         with in_use(datamodule, self, "validate"):
-            return self._evaluate("val", task, data, state, datamodule)
+            return metrics_of(self, "val", task, data, datamodule, state)
 
     def test(self, task: TaskLike, data: Any = None, *, state: Any = None, datamodule: Any = None) -> dict[str, Any]:
         """Evaluates a state on test data: as `validate`, with names prefixed "test/".
@@ -544,7 +345,7 @@ class Trainer:
         A task with another step for test data has a task with that eval_step as its attribute `testing`.
         """
         with in_use(datamodule, self, "test"):
-            return self._evaluate("test", getattr(task, "testing", task), data, state, datamodule)
+            return metrics_of(self, "test", getattr(task, "testing", task), data, datamodule, state)
 
     def predict(
         self,
@@ -570,35 +371,7 @@ class Trainer:
           them for a dict of loaders); waits for the device.
         """
         with in_use(datamodule, self, "predict"):
-            return self._predict(task, data, state, datamodule, return_predictions)
-
-    def _predict(self, task: TaskLike, data: Any, state: Any, datamodule: Any, return_predictions: bool) -> Any:
-        engine = self._engine_for(task)
-        loaders = engine.stage_data("predict", data, datamodule, self.limits["predict"])
-        state = self._state_to_evaluate(engine, state, loaders)
-        with self._evaluating(engine, state, "predict") as (run, progress):
-            call(run.callbacks, "on_predict_start", run)
-            call(run.callbacks, "on_predict_epoch_start", run)
-            outputs = {
-                name: predict(run, engine, source, run.callbacks, progress, name, keep=return_predictions)
-                for name, source in loaders.items()
-            }
-            call(run.callbacks, "on_predict_epoch_end", run)
-            call(run.callbacks, "on_predict_end", run)
-        return outputs.get("", outputs) if return_predictions else None
-
-    def _evaluate(
-        self, stage: Literal["val", "test"], task: TaskLike, data: Any, state: Any, datamodule: Any
-    ) -> dict[str, Any]:
-        engine = self._engine_for(task)
-        loaders = engine.stage_data(stage, data, datamodule, self.limits[stage])
-        state = self._state_to_evaluate(engine, state, loaders)
-        trace(engine, state, loaders)
-        with self._evaluating(engine, state, "validate" if stage == "val" else "test") as (run, progress):
-            Evaluation(stage, engine, loaders, run.callbacks, progress).run(run)
-            metrics = dict(run.metrics)
-            progress.end_evaluation(metrics)
-        return metrics
+            return outputs_of(self, task, data, datamodule, state, keep=return_predictions)
 
     def plan(
         self, task: TaskLike, batch: Any, *, topology: str | None = None, steps_per_call: int | None = None
@@ -638,33 +411,10 @@ class Trainer:
         steps = steps_per_call or (1 if self.steps_per_call == "auto" else self.steps_per_call)
         return make_plan(engine, jax.random.key(self.seed), batch, steps, present=topology is None)
 
-    @contextmanager
-    def _evaluating(self, engine: Engine, state: Any, stage: Stage) -> Iterator[tuple[Run, Progress]]:
-        """Makes the run of an evaluation or prediction and calls the hooks around it.
-
-        It reports to the loggers of the last training.
-        """
-        reports = self.directory is not None and distributed.is_main()
-        logger = LoggerCollection(map(in_background, self.loggers if reports else ()))
-        run = Run(self, engine, state, History(logger), logger, None, self.directory, stage)
-        with ExitStack() as closing:
-            closing.callback(engine.close)
-            closing.callback(logger.finish)
-            progress = make_progress(self.enable_progress_bar and distributed.is_main())
-            closing.callback(progress.close)
-            try:
-                call(run.callbacks, "setup", run, stage)
-                yield run, progress
-                run.history.settle()
-            except BaseException as error:
-                call_to_the_end(run.callbacks, run, error)
-                raise
-            call(run.callbacks, "teardown", run, stage)
-
     @property
     def current_epoch(self) -> int:
         """The epoch of the training under way, or of the last one."""
-        return self._epoch if self._run_under_way is None else self._run_under_way.epoch
+        return 0 if self._training is None else self._training.epoch
 
     @property
     def estimated_steps(self) -> int | None:
@@ -674,14 +424,15 @@ class Trainer:
         the whole.
 
         Raises:
-          ConfigurationError: no `fit` has begun; `estimate_steps(train_data)` tells before.
+          ConfigurationError: no `fit` has begun and knows its data; `estimate_steps(train_data)` tells before.
         """
-        if self._estimated_steps is _UNKNOWN:
+        found = UNKNOWN if self._training is None else self._training.estimated_steps
+        if found is UNKNOWN:
             raise ConfigurationError(
                 "trainer.estimated_steps was read before fit knew the data; read it in init, which fit calls, or write "
                 "trainer.estimate_steps(train_data)."
             )
-        return self._estimated_steps
+        return found
 
     def estimate_steps(self, train_data: Any = None, *, datamodule: Any = None) -> int | None:
         """Returns the optimizer steps that `fit` would take, None where nobody knows; runs nothing.
@@ -693,29 +444,14 @@ class Trainer:
           15
         """
         data = fit_data(train_data, None, datamodule, self.limits, overfit_batches=self.overfit_batches)
-        return self._steps_of(data.train.batches)
+        return steps_of(self, data.train.batches)
 
-    def _steps_of(self, epoch_batches: int | None) -> int | None:
-        return self._schedule(epoch_batches).total_steps(0, epoch_batches)
-
-    def _state_to_evaluate(self, engine: Engine, given: Any, loaders: Loaders) -> Any:
-        key = jax.random.key(self.seed)
-        return state_to_evaluate(engine, key, next(iter(loaders.values())), given, self._state, self._checkpoints)
-
-    def _new_directory(self) -> Path:
-        """Makes the directory of a run, in process 0 for all."""
-        made = create_run_directory(self.default_root_dir) if distributed.is_main() else ""
-        return Path(distributed.from_main(str(made)))
-
-    def _root(self) -> Path:
+    @property
+    def root(self) -> Path:
+        """Where run directories are made."""
         return Path(self.default_root_dir or DEFAULT_ROOT).absolute()
 
-    def _cache_directory(self, *, has_files: bool) -> Path | None:
-        if isinstance(self.compilation_cache, bool):
-            return self._root() / "compilation_cache" if self.compilation_cache and has_files else None
-        return Path(self.compilation_cache).absolute()
-
-    def _engine_for(self, task: TaskLike) -> Engine:
+    def engine_for(self, task: TaskLike) -> Engine:
         """Returns an engine of the task, the one of the last call if it was the same task: its programs are kept."""
         if self._engine is not None and self._task is task:
             return self._engine
@@ -746,5 +482,5 @@ class Trainer:
             strict=self.strict,
             deterministic=self.deterministic,
             checks_memory=self.check_memory,
-            request=PolicyRequest(self.policy, self.microbatches, self._accumulation.largest > 1),
+            request=PolicyRequest(self.policy, self.microbatches, self.accumulation.largest > 1),
         )

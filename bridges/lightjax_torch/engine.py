@@ -22,6 +22,7 @@ from lightjax.data.stretch import Stretch
 from lightjax.errors import CheckpointError, ConfigurationError, MetricError, StepError
 from lightjax.policy_request import PolicyRequest
 from lightjax.summary import Row, Summary
+from lightjax.training import steps_of
 from lightjax_torch import logged as logs
 from lightjax_torch import random_states
 from lightjax_torch.attachment import attached, detached
@@ -712,7 +713,7 @@ class TorchEngine:
 
     def estimated_steps(self) -> int | float:
         """Returns the optimizer steps of the whole training; what is not known is infinite."""
-        found = self.trainer._steps_of(self._train_data().batches)
+        found = steps_of(self.trainer, self._train_data().batches)
         return math.inf if found is None else found
 
     def _examples(self) -> int:

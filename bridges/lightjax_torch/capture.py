@@ -8,6 +8,7 @@ through views and every sub-gradient mean what they mean in torch.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -158,10 +159,18 @@ def _as_exported() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(onednn)
 
 
-def _decompositions() -> dict[Any, Any]:
-    """An operation that has a rule stays whole; every other one is taken apart as far as torch knows how."""
+@functools.lru_cache(1)
+def _decompositions_beside(rules: int) -> dict[Any, Any]:
     known = {**decomposition_table, **core_aten_decompositions()}
     return {target: rule for target, rule in known.items() if target not in TABLE}
+
+
+def _decompositions() -> dict[Any, Any]:
+    """An operation that has a rule stays whole; every other one is taken apart as far as torch knows how.
+
+    Torch takes 0.1 s to list them, half of a small capture: they are kept until another rule is registered.
+    """
+    return _decompositions_beside(len(TABLE))
 
 
 def _explained(error: Exception) -> CaptureError:

@@ -9,13 +9,16 @@ FOUND := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])
 CREATED := $(VENV)/.python-$(or $(FOUND),missing)
 DEMO := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
+# The clients of loggers bring some 150 packages, with opinions on versions: they get an environment of their own.
+LOGGERS := .venv-loggers
+CLIENTS := mlflow,wandb,comet,neptune,polyaxon,clearml
 
 .NOTPARALLEL:
-.PHONY: help demo test chaos lint format clean
+.PHONY: help demo test chaos logger-test browser-test lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## says what each target does
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
 demo: $(DEMO)  ## makes .venv, installs lightjax, trains examples/digits.py
 	$(BIN)/python examples/digits.py
@@ -28,6 +31,15 @@ test: $(DEV)  ## the same, then ruff, pyright and every test
 chaos: $(DEV)  ## kills and resumes trainings 200 times, prints survived and lost
 	$(BIN)/python -m tests.resume.killing --kills 200
 
+logger-test: $(LOGGERS)/.installed  ## installs the clients of all loggers into .venv-loggers, reads back what they wrote
+	$(LOGGERS)/bin/python -m pytest -rs tests/test_client_loggers.py
+
+browser-test: $(DEV)  ## finds the curves of a report in a real browser (apt-get install chromium)
+	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+	  echo "No Chromium is on the PATH: on Debian and Ubuntu, 'apt-get install chromium' brings it." >&2; \
+	  exit 1; }
+	$(BIN)/python -m pytest tests/unit/test_report.py
+
 lint: $(DEV)  ## ruff, the format check and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,8 +49,8 @@ format: $(DEV)  ## formats the code and fixes what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## removes .venv, caches and build outputs; keeps lightjax_logs
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+clean:  ## removes .venv, .venv-loggers, caches and build outputs; keeps lightjax_logs
+	rm -rf $(VENV) $(LOGGERS) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(CREATED):
@@ -59,3 +71,10 @@ $(DEV): $(CREATED) pyproject.toml constraints.txt
 	$(PIP_INSTALL) torch
 	$(PIP_INSTALL) -e '.[torch,dev]'
 	@touch $(DEMO) $@
+
+$(LOGGERS)/.installed: $(CREATED) pyproject.toml constraints.txt
+	@echo "Installing the clients of all loggers into $(LOGGERS): a few minutes, the first time only."
+	$(PYTHON) -m venv --clear $(LOGGERS)
+	$(LOGGERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -e '.[plot,$(CLIENTS)]' 'pytest>=8.4' pytest-timeout
+	@touch $@

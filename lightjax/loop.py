@@ -76,6 +76,7 @@ class Loop:
         self._prepare()
         self.gauges = Gauges(batch_size(run.batch_spec))
         self.announces = run.trainer.enable_model_summary
+        self.graph_logged = False
         self.rows: Any = None
         self.in_flight: deque[Any] = deque()
 
@@ -209,6 +210,8 @@ class Loop:
             run.print(preflight(run, self.engine, self.data, schedule, self.pace, stretch))
         with profiler.call(run.step, stretch.count, self.rows), jax.transfer_guard("disallow"):
             state, run.totals, self.rows = self.engine.train(run.state, run.totals, stretch)
+        if not self.graph_logged:  # while the device runs the first call
+            self._log_graph(stretch)
         steps = range(run.step + 1, run.step + stretch.count + 1)
         run.advance(state, stretch)
         if windows := window_reports(self.engine, self.rows, steps, run.epoch, schedule.log_every_n_steps):
@@ -229,6 +232,14 @@ class Loop:
             run.stop("max_time")
         if self.interrupt.poll():
             run.stop(self.interrupt.reason or "interrupt", at_once=True)
+
+    def _log_graph(self, stretch: Stretch) -> None:
+        """Offers the compiled steps to the loggers, as text."""
+        self.graph_logged = True
+        as_text = getattr(self.engine.program("train", stretch), "as_text", None)  # of what jax compiled
+        if as_text is not None:
+            with self.run.profiler.profile("logging"):
+                self.run.logger.log_graph(self.run.step, "train_step", as_text)
 
     def _prepare(self) -> None:
         """Prepares for the data there is now."""

@@ -170,6 +170,15 @@ def test_callbacks_log_images(tmp_path):
     assert (pixels == 40).all()
 
 
+def test_tensorboard_has_the_compiled_step_as_text(tmp_path):
+    train("tensorboard", max_steps=8, default_root_dir=tmp_path)
+    events = [event for path in tmp_path.rglob("events*") for event in read_events(path)]
+    values = {value.tag: value for event in events for value in event.summary.value}
+    text = values["train_step/text_summary"].tensor.string_val[0].decode()
+    assert text.startswith("```\nHloModule ")
+    assert "while" in text  # the loop over the steps
+
+
 def test_tensorboard_keeps_every_kind(tmp_path):
     figure = pytest.importorskip("matplotlib.figure").Figure()
     figure.subplots().plot([1, 2])

@@ -353,10 +353,45 @@ def test_tensorboard_hyperparameters_are_a_table(tmp_path):
     logger.log_hyperparams({"lr": 0.1, "model": {"act": "a|b"}})
     logger.finish()
     [path] = tmp_path.iterdir()
-    [text] = [value for event in read_events(path) for value in event.summary.value]
-    assert text.tag.startswith("hyperparameters")
+    values = [value for event in read_events(path) for value in event.summary.value]
+    [text] = [value for value in values if value.tag.startswith("hyperparameters")]
     lines = text.tensor.string_val[0].decode().splitlines()
     assert lines == ["| name | value |", "| --- | --- |", "| lr | 0.1 |", "| model/act | a\\|b |"]
+
+
+def test_tensorboard_hyperparameters_and_metrics_are_in_the_hparams_tab(tmp_path):
+    from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+
+    logger = TensorBoardLogger(tmp_path)
+    logger.log_hyperparams({"lr": 0.1, "depth": np.int64(3), "model": {"act": "relu", "bias": True}, "none": None})
+    logger.log_hyperparams({"layers": (64, 10)})
+    logger.log_metrics(1, {"epoch": 0, "val/loss": 0.5})
+    logger.finish()
+    [path] = tmp_path.iterdir()
+    found = {
+        value.tag: HParamsPluginData.FromString(value.metadata.plugin_data.content)
+        for event in read_events(path)
+        for value in event.summary.value
+        if value.metadata.plugin_data.plugin_name == "hparams"
+    }
+    start = found["_hparams_/session_start_info"].session_start_info
+    values = {name: getattr(value, value.WhichOneof("kind")) for name, value in start.hparams.items()}
+    assert values == {"lr": 0.1, "depth": 3.0, "model/act": "relu", "model/bias": True, "layers": "(64, 10)"}
+    experiment = found["_hparams_/experiment"].experiment
+    assert [one.name.tag for one in experiment.metric_infos] == ["val/loss"]
+    assert {"lr", "depth", "model/act", "layers"} <= {one.name for one in experiment.hparam_infos}
+    assert found["_hparams_/session_end_info"].session_end_info.status == 1  # STATUS_SUCCESS
+
+
+def test_tensorboard_shows_a_program_up_to_a_length(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    logger.log_graph(3, "step", lambda: "x" * 200_005)
+    TensorBoardLogger(tmp_path / "other", log_graph=False).log_graph(3, "step", lambda: pytest.fail("not wanted"))
+    logger.finish()
+    [event] = [event for event in read_events(next(tmp_path.glob("events*"))) if event.summary.value]
+    text = event.summary.value[0].tensor.string_val[0].decode()
+    assert event.step == 3
+    assert text == "```\n" + "x" * 200_000 + "\n... and 5 characters more\n```"
 
 
 def test_tensorboard_missing_package_says_what_to_install(tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from lightjax.loggers.directory import LogDirectory
 
 
@@ -89,4 +91,6 @@ def flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def plain(value: Any) -> Any:
     """Returns what every client can keep: numbers, strings, truth values and None; others by their repr."""
+    if isinstance(value, np.generic):
+        value = value.item()
     return value if isinstance(value, bool | int | float | str | None) else repr(value)

@@ -1,7 +1,7 @@
 """What a logger is, and several of them as one."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +17,7 @@ RICH_METHODS = (
     "log_figure",
     "log_table",
     "log_artifact",
+    "log_graph",
 )
 
 
@@ -28,8 +29,9 @@ class Logger(Protocol):
     of a run with the run's own directory; a logger that was given a place of its own ignores it. It may have
     `resume(step: int)`, called after `start` where a run goes on after `step`: what it logged beyond is logged anew.
 
-    It may have any of `log_image`, `log_text`, `log_histogram`, `log_figure`, `log_table` and `log_artifact`, as they
-    are in `LoggerCollection`; `run.logger` passes such a call on to the loggers that have the method.
+    It may have any of `log_image`, `log_text`, `log_histogram`, `log_figure`, `log_table`, `log_artifact` and
+    `log_graph`, as they are in `LoggerCollection`; `run.logger` passes such a call on to the loggers that have the
+    method.
 
     All methods are called on one process (the first) and one thread, with values already on the host. That thread is
     the logger's own (see `Background`), unless the logger says `in_background = False`: then it is called from the
@@ -152,6 +154,16 @@ class LoggerCollection:
     def log_artifact(self, name: str, path: str | os.PathLike[str]) -> None:
         """Records a file or a directory with the loggers that can; it has to stay until the run ends."""
         self._rich("log_artifact", name, path)
+
+    def log_graph(self, step: int, name: str, text: Callable[[], str]) -> None:
+        """Records a compiled program with the loggers that can.
+
+        Args:
+          step: optimizer steps done.
+          name: of the program.
+          text: makes the text, which takes a while for a large program; not called where nobody wants it.
+        """
+        self._rich("log_graph", step, name, text)
 
     def flush(self) -> None:
         """Brings what was logged to disk, with every logger that has a `flush`."""

@@ -4,12 +4,12 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightjax.loggers.client import flat
+from lightjax.loggers.client import flat, plain
 from lightjax.loggers.directory import LogDirectory
 from lightjax.loggers.media import as_image, as_values, figure_image, markdown, png
 
@@ -23,6 +23,8 @@ __all__ = ["TensorBoardLogger"]
 _FILE_NUMBERS = itertools.count()
 _QUEUE_SIZE = 1000  # events that may wait for tensorboardX's writing thread before log_metrics blocks
 _FLUSH_SECONDS = 5
+# TensorBoard shows a text whole: beyond this it makes the browser slow.
+_LONGEST_GRAPH = 200_000
 
 
 class TensorBoardLogger:
@@ -31,8 +33,12 @@ class TensorBoardLogger:
     All metrics of one call are one event, handed to a writing thread. Files are flushed every 5 s and by
     `finish`; logging after `finish` makes a new event file, which TensorBoard reads as the same run.
 
+    Hyperparameters are in the HParams tab, beside the metrics, and as a table in the Text tab; the compiled train step,
+    as XLA wrote it, is there, too.
+
     Args:
       directory: where the event files go. None means the run directory, which the trainer gives with `start`.
+      log_graph: write the compiled train step.
 
     Example:
       >>> import os, tempfile
@@ -46,18 +52,21 @@ class TensorBoardLogger:
 
     in_background = False  # tensorboardX has a thread of its own
 
-    def __init__(self, directory: str | os.PathLike[str] | None = None):
+    def __init__(self, directory: str | os.PathLike[str] | None = None, *, log_graph: bool = True):
         self._directory = LogDirectory(directory, "TensorBoardLogger")
+        self._wants_graph = log_graph
+        self._names: dict[str, None] = {}  # of metrics, in the order in which they came
         self._writer: SummaryWriter | None = None
         self._event_types: Any = None
         self._hyperparams: dict[str, Any] = {}
+        self._hparams_wait = False  # for all hyperparameters: TensorBoard believes the first that it reads
         self._purge_step: int | None = None
 
     def start(self, run_dir: Path) -> None:
         """Takes the directory of a run, if none was given to the constructor; see `Logger`."""
         if self._directory.start(run_dir):
             self.finish()
-            self._hyperparams = {}
+            self._hyperparams, self._names = {}, {}
 
     def resume(self, step: int) -> None:
         """Makes TensorBoard leave out what an earlier life of the run logged after `step`; see `Logger`."""
@@ -89,6 +98,9 @@ class TensorBoardLogger:
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Hands the metrics to the writing thread as one event; see `Logger.log_metrics`."""
         writer = self._writer or self.writer
+        self._names.update(dict.fromkeys(metrics))
+        if self._hparams_wait:
+            self._write_hparams("start")
         # One event for all names: 60 us against 45 us for each name with add_scalar.
         value = self._event_types.Summary.Value
         summary = self._event_types.Summary(
@@ -98,9 +110,19 @@ class TensorBoardLogger:
         writer.file_writer.add_summary(summary, step)
 
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:
-        """Writes the hyperparameters as a table in TensorBoard's text tab; see `Logger.log_hyperparams`."""
+        """Writes the hyperparameters for the HParams tab and as a table of text; see `Logger.log_hyperparams`."""
         self._hyperparams.update(params)
         self.writer.add_text("hyperparameters", markdown(["name", "value"], list(flat(self._hyperparams))), 0)
+        self._hparams_wait = True
+
+    def log_graph(self, step: int, name: str, text: Callable[[], str]) -> None:
+        """Writes a compiled program as text; of a very long one the first 200,000 characters, which is said there."""
+        if not self._wants_graph:
+            return
+        whole = text()
+        shown = whole[:_LONGEST_GRAPH]
+        more = f"\n... and {len(whole) - len(shown):,} characters more" if len(whole) > len(shown) else ""
+        self.writer.add_text(name, f"```\n{shown}{more}\n```", step)
 
     def log_image(self, step: int, name: str, image: Any) -> None:
         """Writes an image; see `lightjax.loggers.media.as_image`.
@@ -140,8 +162,24 @@ class TensorBoardLogger:
     def finish(self) -> None:
         """Writes out what is waiting and closes the event file."""
         if self._writer is not None:
+            if self._hparams_wait:
+                self._write_hparams("start")
+            if self._hyperparams:
+                self._write_hparams("end")
             self._writer.close()
             self._writer = None
+
+    def _write_hparams(self, when: str) -> None:
+        """Writes what the HParams tab reads: values at the start, which names there are once all are known."""
+        from tensorboardX.summary import hparams
+
+        self._hparams_wait = False
+        writer = self.writer
+        values = {name: plain(value) for name, value in flat(self._hyperparams)}
+        experiment, start, end = hparams(values, {name: None for name in self._names if name != "epoch"})
+        assert writer.file_writer is not None  # held open until finish
+        for summary in [start] if when == "start" else [experiment, end]:
+            writer.file_writer.add_summary(summary, 0)
 
 
 class _WithoutTorch(MetaPathFinder):

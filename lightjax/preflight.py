@@ -33,11 +33,12 @@ def preflight(run: Run, engine: Engine, data: FitData, schedule: Schedule, pace:
       pace: how many steps run in one call.
       stretch: the first one.
     """
-    facts = _engine_facts(engine, stretch) if isinstance(engine, JitEngine) else {}
+    compiled = isinstance(engine, JitEngine)
+    facts = dict(_engine_facts(engine, stretch) if compiled else engine.facts())
     devices = facts.pop("devices", f"1 x {engine.platform}")
     lines = {
-        "devices": f"{devices}, strategy {run.trainer.strategy!r}",
-        "precision": _precision(run),
+        "devices": f"{devices}, strategy {run.trainer.strategy!r}" if compiled else devices,
+        "precision": facts.pop("precision", None) or _precision(run),
         "batch": _batch(run, schedule, int(devices.split()[0])),
         "epoch": _epoch(run, data, schedule),
         "steps a call": str(pace).removeprefix("steps_per_call="),

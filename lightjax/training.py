@@ -154,6 +154,7 @@ class Training:
             data.train.resume(run.epoch, run.batch, run.place, output.write_line, interrupt.requested)
         with ExitStack() as closing:
             # Each is closed whatever the others raise: the display first, the loggers after the checkpoints.
+            profiler.tracer = engine.tracer
             profiler.start(directory)
             closing.callback(profiler.finish)
             closing.callback(_timed, profiler, "logging", logger.finish)

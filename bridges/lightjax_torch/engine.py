@@ -31,6 +31,7 @@ from lightjax_torch.loader_source import LoaderSource, sources, train_source
 from lightjax_torch.logged import Logged, StepValues
 from lightjax_torch.numerics import Numerics, clip, to_device
 from lightjax_torch.optimization import Scheduler, configured, stepped_by_module
+from lightjax_torch.profiling import TorchTracer
 from lightjax_torch.state import TorchState, load_optimizer, optimizer_arrays, optimizer_rest, to_array
 from lightjax_torch.trainer_view import TrainerView
 
@@ -74,6 +75,7 @@ class TorchEngine:
         self.trainer = trainer
         self.module: Any = task.module
         self.device = task.device
+        self.tracer = TorchTracer(task.device, task.backend)
         asked = dict(trainer.policy)
         self.numerics = Numerics(asked.pop("precision", None), self.device)
         self.clip_value: float | None = asked.pop("gradient_clip_val", None)
@@ -288,6 +290,17 @@ class TorchEngine:
             optimizer_bytes=optimizer_bytes,
             bytes=in_params + in_buffers + optimizer_bytes,
         )
+
+    def facts(self) -> Mapping[str, str]:
+        """Returns what the first screen says of the device, the backend and the precision."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        backend = self.task.backend if isinstance(self.task.backend, str) else self.task.backend.__name__
+        dtypes = ", ".join(sorted({str(one.dtype).removeprefix("torch.") for one in self.module.parameters()}))
+        compute = f", compute {str(self.numerics.dtype).removeprefix('torch.')}" if self.numerics.mixed else ""
+        return {
+            "devices": f"1 x {name}, torch {torch.__version__}, backend {backend!r}",
+            "precision": f"parameters {dtypes or 'none'}{compute} ({self.numerics.name})",
+        }
 
     def notes(self) -> dict[str, Any]:
         """Returns what a checkpoint keeps beside the arrays, as JSON.

@@ -15,6 +15,7 @@ from lightjax.data.stretch import Stretch
 from lightjax.engine.packing import Vectors
 from lightjax.engine.program import Steps
 from lightjax.policy_request import PolicyRequest
+from lightjax.profiler.tracer import Tracer
 from lightjax.summary import Summary
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Engine(Protocol):
       callbacks: hooks of the task's own, called after those of the trainer's callbacks that monitor nothing.
       hyperparameters: of the task's own, for the loggers.
       reads_ahead: whether batches are made while earlier ones run; not where a step and a loader share random numbers.
+      tracer: tells profilers of the library that runs the steps.
       own_names: whether metrics have the names the user gave them, instead of ones that begin with the stage.
     """
 
@@ -45,6 +47,7 @@ class Engine(Protocol):
     hyperparameters: Mapping[str, Any]
     reads_ahead: bool
     own_names: bool
+    tracer: Tracer
 
     @property
     def platform(self) -> str:
@@ -116,6 +119,10 @@ class Engine(Protocol):
 
     def state_to_save(self, state: Any) -> Any:
         """Returns a state as the tree of arrays that a checkpoint keeps."""
+        ...
+
+    def facts(self) -> Mapping[str, str]:
+        """Returns what an engine of the task's own says on the first screen: "devices", "precision", ..."""
         ...
 
     def notes(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from lightjax.data.share import Share
 from lightjax.data.stage import FitData, Limit, Loaders, fit_data, stage_data
 from lightjax.errors import StepError
 from lightjax.policy_request import PolicyRequest
+from lightjax.profiler.tracer import JaxTracer, Tracer
 from lightjax.summary import Summary, summarize
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class PureEngine:
     hyperparameters: Mapping[str, Any] = {}
     reads_ahead = True
     own_names = False
+    tracer: Tracer = JaxTracer()
 
     @property
     def share(self) -> Share:
@@ -65,6 +67,10 @@ class PureEngine:
     def stage_data(self, stage: Literal["val", "test", "predict"], data: Any, datamodule: Any, limit: Limit) -> Loaders:
         """Returns the data of an evaluation or prediction."""
         return stage_data(stage, data, datamodule, limit, self.share)
+
+    def facts(self) -> Mapping[str, str]:
+        """Returns nothing: what is to be said follows from the programs and the state."""
+        return {}
 
     def present_state(self) -> None:
         """Returns None: `init` makes states, and nothing else does."""

@@ -7,6 +7,7 @@ from lightjax.profiler.profiler import Profiler
 from lightjax.profiler.simple import SimpleProfiler
 from lightjax.profiler.times import Action, Times
 from lightjax.profiler.trace import JaxProfiler
+from lightjax.profiler.tracer import JaxTracer, Tracer
 from lightjax.profiler.verdict import Verdict, verdict
 
 __all__ = [
@@ -14,10 +15,12 @@ __all__ = [
     "Action",
     "AdvancedProfiler",
     "JaxProfiler",
+    "JaxTracer",
     "MemoryProfiler",
     "Profiler",
     "SimpleProfiler",
     "Times",
+    "Tracer",
     "Verdict",
     "make_profiler",
     "verdict",

@@ -12,8 +12,9 @@ from jax.profiler import ProfileData
 
 from lightjax.profiler.times import format_duration
 
-# The loop's lines are the ones that hold the names of its actions.
 GAPS = 5
+# The loop's lines are the ones that hold the names of its actions.
+ACTIONS = {"data", "reading", "dispatch", "device", "logging", "checkpoint", "evaluation", "display"}
 
 
 class Span(NamedTuple):
@@ -51,10 +52,17 @@ def heaviest(trace: Path, operations: int = 10) -> str:
       operations: how many.
     """
     data = ProfileData.from_file(str(trace))
-    devices = device_traces(data)
-    if not devices:
-        return "No operations of a device are in the trace."
-    actions = _actions(data)
+    return described(device_traces(data), _actions(data), operations)
+
+
+def described(devices: Iterable[DeviceTrace], actions: list[Span], operations: int) -> str:
+    """Writes a table of the heaviest operations of devices and of their gaps, with what the loop did in them.
+
+    Args:
+      devices: what they did.
+      actions: what the loop did at the time.
+      operations: how many.
+    """
     lines = []
     for device in devices:
         busy = device.busy_s / device.window_s if device.window_s else 1.0
@@ -68,7 +76,7 @@ def heaviest(trace: Path, operations: int = 10) -> str:
         for gap in device.gaps[:GAPS]:
             doing = _doing(actions, gap)
             lines.append(f"    {format_duration((gap.end - gap.begin) / 1e9):>8}  before {gap.name}{doing}")
-    return "\n".join(lines)
+    return "\n".join(lines) or "No operations of a device are in the trace."
 
 
 def device_traces(data: Any) -> list[DeviceTrace]:
@@ -88,7 +96,7 @@ def device_traces(data: Any) -> list[DeviceTrace]:
         else:
             continue
         if any(spans):
-            found.append(_device(plane.name.removeprefix("/device:").removeprefix("/host:"), spans))
+            found.append(device_trace(plane.name.removeprefix("/device:").removeprefix("/host:"), spans))
     return found
 
 
@@ -114,7 +122,13 @@ def own_times(spans: Iterable[Span]) -> dict[str, tuple[float, int]]:
     return {name: (seconds[name], calls[name]) for name in calls}
 
 
-def _device(name: str, threads: list[list[Span]]) -> DeviceTrace:
+def device_trace(name: str, threads: list[list[Span]]) -> DeviceTrace:
+    """Sums up what a device did.
+
+    Args:
+      name: of the device.
+      threads: the operations of each of its threads or streams; not all empty.
+    """
     operations: dict[str, tuple[float, int]] = {}
     for spans in threads:
         for operation, (seconds, calls) in own_times(spans).items():
@@ -139,14 +153,14 @@ def _actions(data: Any) -> list[Span]:
         if plane.name.startswith("/host:CPU")
         for line in plane.lines
     ]
-    names = {"data", "dispatch", "device", "logging", "checkpoint", "evaluation", "display"}
     return [
-        span
-        for spans in lines
-        if any(span.name == "train" for span in spans)
-        for span in spans
-        if span.name in names or span.name.startswith("callback ")
+        span for spans in lines if any(span.name == "train" for span in spans) for span in spans if is_action(span.name)
     ]
+
+
+def is_action(name: str) -> bool:
+    """Says whether a name in a trace is that of an action of the loop."""
+    return name in ACTIONS or name.startswith("callback ")
 
 
 def _doing(actions: list[Span], gap: Span) -> str:

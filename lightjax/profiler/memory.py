@@ -7,8 +7,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from lightjax.profiler.profiler import Profiler
 from lightjax.summary import format_bytes
 
@@ -18,7 +16,7 @@ class MemoryProfiler(Profiler):
 
     The largest groups of arrays that live are printed, and what each device says of itself: its peak, and its limit
     (CPUs say nothing). `memory.prof` in the run's directory has every allocation with the Python lines that made it,
-    for `pprof`.
+    for `pprof`; of a torch task the tensors that Python holds are listed, and no file is written.
 
     Args:
       step: the first step at which to look; what compiling the first one needs is gone by then.
@@ -56,23 +54,19 @@ class MemoryProfiler(Profiler):
     def _look(self, step: int) -> None:
         sizes: Counter[str] = Counter()
         counts: Counter[str] = Counter()
-        for array in jax.live_arrays():
-            shape = "x".join(map(str, array.shape)) or "scalar"
-            sizes[f"{array.dtype} {shape}"] += array.nbytes
-            counts[f"{array.dtype} {shape}"] += 1
+        for held in self.tracer.held():
+            sizes[held.kind] += held.bytes
+            counts[held.kind] += 1
         lines = [f"Memory at step {step}: {format_bytes(sum(sizes.values()))} in {sum(counts.values()):,} arrays"]
         for name, size in sizes.most_common(self.groups):
             lines.append(f"  {format_bytes(size):>8}  {counts[name]:>4} of {name}")
-        for device in jax.local_devices():
-            if stats := device.memory_stats():
-                used = "  ".join(
-                    f"{title} {format_bytes(stats[key])}"
-                    for title, key in (("now", "bytes_in_use"), ("peak", "peak_bytes_in_use"), ("limit", "bytes_limit"))
-                    if key in stats
-                )
-                lines.append(f"  {device}: {used}")
-        if self._directory is not None:
-            file = self._directory / "memory.prof"
-            jax.profiler.save_device_memory_profile(str(file))
+        for device, stats in self.tracer.devices():
+            used = "  ".join(
+                f"{title} {format_bytes(stats[key])}"
+                for title, key in (("now", "bytes_in_use"), ("peak", "peak_bytes_in_use"), ("limit", "bytes_limit"))
+                if key in stats
+            )
+            lines.append(f"  {device}: {used}")
+        if self._directory is not None and self.tracer.save_memory(file := self._directory / "memory.prof"):
             lines.append(f"  every allocation, for pprof: {file}")
         self._text = "\n".join(lines)

@@ -9,9 +9,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jax
-
 from lightjax.profiler.times import Action, Times
+from lightjax.profiler.tracer import JaxTracer, Tracer
 
 Item = TypeVar("Item")
 
@@ -26,6 +25,9 @@ class Profiler:
     Since the loop lets only a few calls wait for the devices, the time it waits for the oldest of them is the time in
     which the devices are the slowest part.
 
+    Attributes:
+      tracer: of the library that runs the steps; set by the trainer before `start`.
+
     Example:
       >>> profiler = Profiler()
       >>> profiler.start(None)
@@ -37,6 +39,7 @@ class Profiler:
     """
 
     def __init__(self) -> None:
+        self.tracer: Tracer = JaxTracer()
         self._begin()
 
     def _begin(self) -> None:
@@ -81,9 +84,10 @@ class Profiler:
         """
         self._calls += 1
         self._steps += count
-        if before is not None and all(leaf.is_ready() for leaf in jax.tree.leaves(before)):
+        synchronous = self.tracer.synchronous
+        if before is not None and (synchronous or self.tracer.finished(before)):
             self._idle_calls += 1
-        return self.profile("dispatch")
+        return self.profile("device" if synchronous else "dispatch")
 
     def finish(self) -> None:
         """Ends the run; may be called twice."""

@@ -24,4 +24,4 @@ class SimpleProfiler(Profiler):
     def report(self) -> str:
         """Returns the table and the verdict."""
         times = self.times()
-        return f"{times.table()}\n{verdict(times).text}"
+        return f"{times.table()}\n{verdict(times, self.tracer.advice).text}"

@@ -8,18 +8,16 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from lightjax.profiler.heaviest import heaviest
 from lightjax.profiler.simple import SimpleProfiler
 
 
 class JaxProfiler(SimpleProfiler):
-    """Traces a window of steps with `jax.profiler`, and prints its ten heaviest operations and where the devices idled.
+    """Traces a window of steps, and prints its ten heaviest operations and where the devices idled.
 
-    The trace lies in `plugins/profile` of the run's directory: TensorBoard and XProf show it, and Perfetto
-    (ui.perfetto.dev) opens its `.trace.json.gz`. The loop's actions stand in it under their names. Before the window
-    opens and when it closes, the loop waits for the device once.
+    The trace of `jax.profiler` lies in `plugins/profile` of the run's directory: TensorBoard and XProf show it, and
+    Perfetto (ui.perfetto.dev) opens its `.trace.json.gz`. That of a torch task is one of `torch.profiler`. The loop's
+    actions stand in it under their names. Before the window opens and when it closes, the loop waits for the device
+    once.
 
     Args:
       first_step: the window opens at the first call from this step on. Before that, programs are compiled and
@@ -47,7 +45,7 @@ class JaxProfiler(SimpleProfiler):
     def profile(self, action: str) -> AbstractContextManager[Any]:
         """Returns a context that stands in the trace, too."""
         times = super().profile(action)
-        return _both(times, jax.profiler.TraceAnnotation(action)) if self._tracing else times
+        return _both(times, self.tracer.annotated(action)) if self._tracing else times
 
     def call(self, step: int, count: int, before: Any) -> AbstractContextManager[Any]:
         """Opens or closes the window before the call, if it is time; the call is marked as a step of the trace."""
@@ -56,7 +54,7 @@ class JaxProfiler(SimpleProfiler):
         elif self._opened_at is None and step >= self.first_step:
             self._open(step, before)
         times = super().call(step, count, before)
-        return _both(times, jax.profiler.StepTraceAnnotation("train", step_num=step)) if self._tracing else times
+        return _both(times, self.tracer.step(step)) if self._tracing else times
 
     def finish(self) -> None:
         """Ends the run, and the window where it is still open."""
@@ -75,28 +73,25 @@ class JaxProfiler(SimpleProfiler):
 
     def _open(self, step: int, before: Any) -> None:
         with self.profile("profiler"):
-            jax.block_until_ready(before)
+            self.tracer.wait(before)
             if self._directory is None:
                 self._temporary = tempfile.TemporaryDirectory(prefix="lightjax_trace_")
-            options = jax.profiler.ProfileOptions()
-            options.python_tracer_level = 0  # each Python call in it would slow the loop and hide the rest
-            folder = self._directory or Path(self._temporary.name if self._temporary else ".")
-            jax.profiler.start_trace(str(folder), profiler_options=options)
+            self.tracer.start(self._folder())
         self._opened_at, self._tracing = step, True
 
     def _close(self, step: int, before: Any) -> None:
         self._tracing = False
         with self.profile("profiler"):
-            jax.block_until_ready(before)
-            jax.profiler.stop_trace()
-            folder = self._directory or Path(self._temporary.name if self._temporary else ".")
-            found = max(folder.glob("plugins/profile/*/*.xplane.pb"), key=lambda path: path.stat().st_mtime)
-            where = f"trace: {found.parent}" if self._temporary is None else "the run has no directory: not kept"
-            title = f"Trace of steps {self._opened_at} to {step} ({where})"
-            self._text = f"{title}\n{heaviest(found, self.operations)}"
+            self.tracer.wait(before)
+            place, text = self.tracer.stop(self._folder(), self.operations)
+            where = f"trace: {place}" if self._temporary is None else "the run has no directory: not kept"
+            self._text = f"Trace of steps {self._opened_at} to {step} ({where})\n{text}"
             if self._temporary is not None:
                 self._temporary.cleanup()
                 self._temporary = None
+
+    def _folder(self) -> Path:
+        return self._directory or Path(self._temporary.name if self._temporary else ".")
 
 
 @contextmanager

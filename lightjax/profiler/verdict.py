@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from lightjax.profiler.times import Times, format_duration
@@ -37,13 +39,17 @@ class Verdict:
     text: str
 
 
-def verdict(times: Times) -> Verdict:
-    """Judges where the time of a run went; compiling is left out.
+def verdict(times: Times, advice: Mapping[str, str] = MappingProxyType({})) -> Verdict:
+    """Judges where the time of a run went; compiling, and what a profiler itself took, are left out.
 
     The loop waits for the devices, or it does something else. What stops the steps (checkpoints, evaluation, logging,
     callbacks) is named where it takes the most time. Otherwise the devices are the slowest part where the loop mostly
     waits for them, or where most calls find them still at work; else it is what the loop does in the meantime: it waits
     for data, or it starts calls.
+
+    Args:
+      times: of a run.
+      advice: what helps, by what it waits for, where that is not what helps with compiled steps; see `Tracer`.
 
     Example:
       >>> from lightjax.profiler import Action, Times
@@ -53,7 +59,7 @@ def verdict(times: Times) -> Verdict:
       data-bound: 62 % of the time waits for data. Reading a batch takes 90 ms: raise num_workers, prepare the data
       once, or keep it on the device with lj.ArrayLoader(..., on_device=True).
     """
-    seconds = times.seconds - times.spent("compilation")
+    seconds = times.seconds - times.spent("compilation", "profiler")
     if not times.calls or seconds <= 0:
         return Verdict("nothing", 0.0, "No steps were run.")
     callbacks = [one for one in times.actions if one.name.startswith("callback ")]
@@ -70,7 +76,8 @@ def verdict(times: Times) -> Verdict:
     if bound in ("data", "dispatch") and times.calls - times.idle_calls >= BUSY_SHARE * times.calls:
         bound = "device"
     share = spent[bound] / seconds
-    return Verdict(bound, share, f"{NAMES[bound]}: {100 * share:.0f} % of the time {_advice(bound, times)}")
+    text = advice.get(bound) or _advice(bound, times)
+    return Verdict(bound, share, f"{NAMES[bound]}: {100 * share:.0f} % of the time {text}")
 
 
 def _advice(bound: Bound, times: Times) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lightjax.checkpoint import Checkpointer
     from lightjax.data.stretch import Stretch
     from lightjax.engine.engine import Engine
-    from lightjax.loggers import Logger
+    from lightjax.loggers import LoggerCollection
     from lightjax.trainer import Trainer
 
 
@@ -67,7 +67,7 @@ class Run:
         engine: Engine,
         state: Any,
         history: History,
-        logger: Logger,
+        logger: LoggerCollection,
         checkpointer: Checkpointer | None,
         directory: Path | None,
         stage: Stage = "fit",

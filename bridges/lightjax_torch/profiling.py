@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 
 from lightjax.profiler.heaviest import DeviceTrace, Span, described, device_trace, is_action
 from lightjax.profiler.tracer import Held
@@ -79,7 +78,7 @@ class TorchTracer:
         place = directory / f"{time.time_ns()}.pt.trace.json.gz"
         trace.export_chrome_trace(str(place))
         events = trace.events()
-        actions = [_span(event) for event in events if is_action(event.name) and event.device_type == DeviceType.CPU]
+        actions = [_span(event) for event in events if is_action(event.name) and event.device_type.name == "CPU"]
         return place, described(_devices(events), actions, operations)
 
     def held(self) -> Iterable[Held]:
@@ -120,7 +119,7 @@ def _devices(events: Iterable[Any]) -> list[DeviceTrace]:
     for event in events:
         if event.is_user_annotation:
             continue
-        name = "CPU" if event.device_type == DeviceType.CPU else f"{event.device_type.name}:{event.device_index}"
+        name = "CPU" if event.device_type.name == "CPU" else f"{event.device_type.name}:{event.device_index}"
         line = event.thread if name == "CPU" else event.device_resource_id
         lines.setdefault(name, defaultdict(list))[line].append(_span(event))
     if len(lines) > 1:

@@ -48,11 +48,11 @@ class ModuleHooks(Callback):
 
     def teardown(self, run: Run, stage: str) -> None:
         """Calls the module's hook."""
-        self._engine.call("teardown", stage)
+        self._engine.calls.call("teardown", stage)
 
     def on_fit_end(self, run: Run) -> None:
         """Calls the module's hook."""
-        self._engine.call("on_fit_end")
+        self._engine.calls.call("on_fit_end")
 
     def on_sanity_check_start(self, run: Run) -> None:
         """Lets the sanity check draw in vain."""
@@ -70,7 +70,7 @@ class ModuleHooks(Callback):
         if engine.resumed_random is None and engine.data is not None:
             engine.data.train.begin(run.epoch)
         engine.begin_epoch(run)
-        engine.call("on_train_start")
+        engine.calls.call("on_train_start")
         if engine.resumed_random is not None:
             random_states.set_states(engine.resumed_random)
             engine.resumed_random = None
@@ -80,25 +80,25 @@ class ModuleHooks(Callback):
         if not run.batch:
             if run.epoch != self._engine.epoch:
                 self._engine.begin_epoch(run)
-            self._engine.call("on_train_epoch_start")
+            self._engine.calls.call("on_train_epoch_start")
 
     def on_train_epoch_end(self, run: Run) -> None:
         """Ends the epoch: values logged over it, the old style's outputs, the module's hook, schedulers."""
         engine = self._engine
-        engine.freeze(engine.logged)
+        engine.log.freeze(engine.log.current)
         if run.epoch_ended:
-            engine.logged.reset()
+            engine.log.current.reset()
         with self._late(run):
             if engine.outputs is not None:
-                engine.call("training_epoch_end", engine.outputs)
+                engine.calls.call("training_epoch_end", engine.outputs)
                 engine.outputs = []
-            engine.call("on_train_epoch_end")
+            engine.calls.call("on_train_epoch_end")
         if run.epoch_ended:
-            engine.step_schedulers("epoch", run.epoch, plateau=True)
+            engine.train_step.step_schedulers("epoch", run.epoch, plateau=True)
 
     def on_train_end(self, run: Run) -> None:
         """Calls the module's hook."""
-        self._engine.call("on_train_end")
+        self._engine.calls.call("on_train_end")
 
     def on_validation_start(self, run: Run) -> None:
         """Puts the module into evaluation mode and calls its hook."""
@@ -108,12 +108,12 @@ class ModuleHooks(Callback):
         if self._cut:
             self._random = random_states.states()
         if run.stage == "fit" and not run.sanity_checking:
-            self._engine.call("on_validation_model_zero_grad", default=self._engine.module.zero_grad)
+            self._engine.calls.call("on_validation_model_zero_grad", default=self._engine.module.zero_grad)
         self._begin("validation")
 
     def on_validation_epoch_start(self, run: Run) -> None:
         """Calls the module's hook."""
-        self._engine.call("on_validation_epoch_start")
+        self._engine.calls.call("on_validation_epoch_start")
 
     def on_validation_epoch_end(self, run: Run) -> None:
         """Ends the evaluation: values logged over it, the old style's outputs, the module's hook."""
@@ -131,7 +131,7 @@ class ModuleHooks(Callback):
 
     def on_test_epoch_start(self, run: Run) -> None:
         """As for validation."""
-        self._engine.call("on_test_epoch_start")
+        self._engine.calls.call("on_test_epoch_start")
 
     def on_test_epoch_end(self, run: Run) -> None:
         """As for validation."""
@@ -147,11 +147,11 @@ class ModuleHooks(Callback):
 
     def on_predict_epoch_start(self, run: Run) -> None:
         """Calls the module's hook."""
-        self._engine.call("on_predict_epoch_start")
+        self._engine.calls.call("on_predict_epoch_start")
 
     def on_predict_epoch_end(self, run: Run) -> None:
         """Calls the module's hook."""
-        self._engine.call("on_predict_epoch_end")
+        self._engine.calls.call("on_predict_epoch_end")
 
     def on_predict_end(self, run: Run) -> None:
         """As for validation."""
@@ -163,29 +163,29 @@ class ModuleHooks(Callback):
 
     def _begin(self, stage: str) -> None:
         engine = self._engine
-        engine.stage, engine.train_log = stage, engine.logged
-        engine.logged = engine.hook_log = Logged()
+        engine.stage = stage
+        engine.log.begin_evaluation()
         engine.outputs_of_evaluation = [] if overridden(engine.module, f"{stage}_epoch_end") else None
         self._modes = {part: part.training for part in engine.module.modules()}
-        engine.call(f"on_{stage}_model_eval", default=engine.module.eval)
-        engine.call(f"on_{stage}_start")
+        engine.calls.call(f"on_{stage}_model_eval", default=engine.module.eval)
+        engine.calls.call(f"on_{stage}_start")
 
     def _end_epoch(self, run: Run, stage: str) -> None:
         engine = self._engine
-        for log in engine.evaluated:
-            engine.freeze(log, silent=run.sanity_checking)
+        for log in engine.log.evaluated:
+            engine.log.freeze(log, silent=run.sanity_checking)
             log.reset()
-        engine.evaluated = []
-        with self._late(run, engine.hook_log):
+        engine.log.evaluated = []
+        with self._late(run, engine.log.hooks):
             if engine.outputs_of_evaluation is not None:
-                engine.call(f"{stage}_epoch_end", engine.outputs_of_evaluation)
-            engine.call(f"on_{stage}_epoch_end")
+                engine.calls.call(f"{stage}_epoch_end", engine.outputs_of_evaluation)
+            engine.calls.call(f"on_{stage}_epoch_end")
 
     def _end(self, stage: str, run: Run) -> None:
         engine = self._engine
-        engine.call(f"on_{stage}_end")
-        engine.call(f"on_{stage}_model_train", default=self._restore_modes)
-        engine.logged = engine.train_log
+        engine.calls.call(f"on_{stage}_end")
+        engine.calls.call(f"on_{stage}_model_train", default=self._restore_modes)
+        engine.log.end_evaluation()
         engine.stage = "train" if run.stage == "fit" else None
 
     def _restore_modes(self) -> None:
@@ -203,12 +203,12 @@ class _Late:
         self.engine, self.run, self.log = engine, run, log
 
     def __enter__(self) -> None:
-        self.before, self.engine.logged = self.engine.logged, self.log
+        self.before, self.engine.log.current = self.engine.log.current, self.log
 
     def __exit__(self, *error: object) -> None:
         engine, run, log = self.engine, self.run, self.log
-        engine.logged = self.before
+        engine.log.current = self.before
         if error[0] is None and log.running and not run.sanity_checking:
-            values = engine.freeze(log)
+            values = engine.log.freeze(log)
             step, epoch = run.step, run.epoch
             run.history.promise(step, lambda: [Report(step, epoch, read(values))])

@@ -167,7 +167,8 @@ class Trainer(lightjax.Trainer):
     @property
     def callback_metrics(self) -> dict[str, torch.Tensor]:
         """The newest value of every name that was logged."""
-        return dict(getattr(self._engine, "newest", {}))
+        engine: Any = self._engine
+        return {} if engine is None else dict(engine.log.newest)
 
     logged_metrics = callback_metrics
 

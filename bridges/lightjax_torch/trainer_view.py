@@ -35,7 +35,7 @@ class TrainerView:
     def __init__(self, engine: TorchEngine) -> None:
         self._engine = engine
         self.strategy = SimpleNamespace(
-            backward=engine.backward_by_module,
+            backward=engine.train_step.backward_by_module,
             reduce=lambda tensor, *args, **kwargs: tensor,
             barrier=lambda *args: None,
             broadcast=lambda value, *args: value,
@@ -43,7 +43,7 @@ class TrainerView:
             root_device=engine.device,
             is_distributed=False,
         )
-        self.precision_plugin = SimpleNamespace(clip_gradients=engine.clip, precision=engine.numerics.name)
+        self.precision_plugin = SimpleNamespace(clip_gradients=engine.train_step.clip, precision=engine.numerics.name)
 
     @property
     def _lightning_optimizers(self) -> list[Any]:
@@ -72,7 +72,7 @@ class TrainerView:
     @property
     def callback_metrics(self) -> Mapping[str, torch.Tensor]:
         """The newest value of every metric."""
-        return self._engine.newest
+        return self._engine.log.newest
 
     logged_metrics = progress_bar_metrics = callback_metrics
 
@@ -148,7 +148,7 @@ class TrainerView:
     @property
     def estimated_stepping_batches(self) -> int | float:
         """Optimizer steps of the whole training."""
-        return self._engine.estimated_steps()
+        return self._engine.preparation.estimated_steps()
 
     @property
     def datamodule(self) -> Any:

@@ -1,0 +1,102 @@
+"""ModuleCalls: the steps and hooks of a module, called."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lightjax.errors import StepError
+from lightjax_torch.hooks import overridden
+from lightjax_torch.numerics import to_device
+
+if TYPE_CHECKING:
+    from lightjax_torch.engine import TorchEngine
+
+
+class ModuleCalls:
+    """Calls what the module defines of steps and hooks.
+
+    Args:
+      engine: runs the module.
+
+    Attributes:
+      module: the module.
+      hook: the step or hook under way; None between.
+    """
+
+    def __init__(self, engine: TorchEngine) -> None:
+        self._engine = engine
+        self.module: Any = engine.module
+        self.hook: str | None = None
+        self._overridden: dict[str, bool] = {}
+        self._steps: dict[str, Callable[..., Any]] = {}
+        self._accepted: dict[str, int] = {}
+
+    def forget(self) -> None:
+        """Looks anew at what the module defines."""
+        self._overridden.clear()
+        self._steps.clear()
+
+    def call(self, hook: str, *arguments: Any, default: Callable[[], Any] | None = None) -> Any:
+        """Calls a hook of the module if it has one of its own, else the default."""
+        if not self.has(hook):
+            return default() if default is not None else None
+        self.hook, before = hook, self.hook
+        # Hooks of evaluation run without gradients, as its steps do.
+        evaluating = self._engine.stage not in (None, "train")
+        with torch.inference_mode() if evaluating else nullcontext():
+            found = getattr(self.module, hook)(*arguments)
+        self.hook = before
+        return found
+
+    def has(self, hook: str) -> bool:
+        """Says whether the module has a hook of its own."""
+        found = self._overridden.get(hook)
+        if found is None:
+            found = self._overridden[hook] = overridden(self.module, hook)
+        return found
+
+    def run_step(self, name: str, *arguments: Any) -> Any:
+        """Runs a step of the module with as many of the arguments as it takes."""
+        step = self._steps.get(name)
+        if step is None:
+            step = self._steps[name] = self._engine.task.compiled(getattr(self.module, name))
+            self._accepted[name] = _accepted(getattr(self.module, name), name)
+        self.hook, before = name, self.hook
+        with self._engine.numerics.scope():
+            found = step(*arguments[: self._accepted[name]])
+        self.hook = before
+        return found
+
+    def moved(self, batch: Any, loader: int = 0) -> Any:
+        """Returns a batch on the device, as its hooks of the data module or the module move it."""
+        batch = self._engine.numerics.convert_batch(batch)
+        for hook in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"):
+            datamodule = self._engine.datamodule
+            owner = datamodule if overridden_in(datamodule, hook) else self.module if self.has(hook) else None
+            if owner is not None:
+                more = (self._engine.device,) if hook == "transfer_batch_to_device" else ()
+                batch = getattr(owner, hook)(batch, *more, loader)
+            elif hook == "transfer_batch_to_device":
+                batch = to_device(batch, self._engine.device)
+        return batch
+
+
+def overridden_in(owner: Any, name: str) -> bool:
+    """Says whether an object, which may be None, has a method of its own."""
+    return owner is not None and overridden(owner, name)
+
+
+def _accepted(step: Callable[..., Any], name: str) -> int:
+    """Returns how many arguments a step takes: the batch, its number, the number of the loader."""
+    parameters = inspect.signature(step).parameters.values()
+    if any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in parameters):
+        return 3
+    count = sum(one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in parameters)
+    if not count:
+        raise StepError(f"{name} takes no batch; define {name}(self, batch, batch_idx).")
+    return count

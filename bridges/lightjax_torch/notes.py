@@ -1,0 +1,104 @@
+"""What a checkpoint of a torch training keeps beside its arrays."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from lightjax.data.position import decode, encode
+from lightjax.errors import CheckpointError
+from lightjax_torch import logged as logs
+from lightjax_torch import random_states
+from lightjax_torch.logged import Logged
+from lightjax_torch.numerics import to_device
+from lightjax_torch.state import load_optimizer, optimizer_rest
+
+if TYPE_CHECKING:
+    from lightjax_torch.engine import TorchEngine
+
+
+def notes(engine: TorchEngine) -> dict[str, Any]:
+    """Returns what a checkpoint keeps beside the arrays, as JSON.
+
+    Raises:
+      CheckpointError: something in it would need a pickle; it is named.
+    """
+    found: dict[str, Any] = {
+        "optimizers": [optimizer_rest(one) for one in engine.optimizers],
+        "schedulers": [one.scheduler.state_dict() for one in engine.schedulers],
+        "scaler": None if engine.numerics.scaler is None else engine.numerics.scaler.state_dict(),
+        "optimizer_steps": engine.optimizer_steps,
+        "random": random_states.states() if engine.resumed_random is None else engine.resumed_random,
+        "newest": dict(engine.log.newest),
+        "epoch": [
+            [name, one.reduce, one.forked, one.total, one.weight]
+            for name, one in engine.log.current.running.items()
+            if isinstance(one.reduce, str)
+        ],
+        "metrics": {
+            name: {state: getattr(metric, state) for state in metric._defaults}
+            | {"_update_count": metric._update_count}
+            for name, metric in _torchmetrics(engine).items()
+        },
+        "module": _saved_by_module(engine),
+    }
+    kept = {}
+    for name, value in found.items():
+        try:
+            kept[name] = encode(value)
+        except CheckpointError as error:
+            what = str(error).partition(", which")[0].partition("holds ")[2]
+            raise CheckpointError(
+                f"A checkpoint holds arrays and JSON, never pickles, but the {name} of "
+                f"{type(engine.module).__name__} hold {what}; keep numbers, strings, arrays and tensors there."
+            ) from error
+    return kept
+
+
+def restore_notes(engine: TorchEngine, notes: dict[str, Any]) -> None:
+    """Takes back what `notes` returned."""
+    found = {name: decode(value) for name, value in notes.items()}
+    for number, (optimizer, rest) in enumerate(zip(engine.optimizers, found["optimizers"], strict=True)):
+        load_optimizer(optimizer, engine.restored_optimizers.get(str(number), {}), rest)
+    engine.restored_optimizers = {}
+    for scheduler, state in zip(engine.schedulers, found["schedulers"], strict=True):
+        for name, value in vars(scheduler.scheduler).items():
+            if isinstance(value, Counter) and name in state:
+                state[name] = Counter(state[name])
+        scheduler.scheduler.load_state_dict(state)
+    if engine.numerics.scaler is not None and found["scaler"] is not None:
+        engine.numerics.scaler.load_state_dict(found["scaler"])
+    engine.optimizer_steps = found["optimizer_steps"]
+    engine.resumed_random = found["random"]
+    engine.log.newest.update({name: value.to(engine.device) for name, value in found["newest"].items()})
+    engine.log.current = engine.log.train = Logged()
+    for name, reduce, forked, total, weight in found["epoch"]:
+        running = engine.log.current.running[name] = logs.Running(reduce, forked)
+        running.total, running.weight = total.to(engine.device), weight
+    for name, metric in _torchmetrics(engine).items():
+        for state, value in found["metrics"].get(name, {}).items():
+            setattr(metric, state, to_device(value, engine.device))
+    engine.calls.call("on_load_checkpoint", _checkpoint_dict(engine) | (found["module"] or {}))
+
+
+def _torchmetrics(engine: TorchEngine) -> dict[str, Any]:
+    """Returns the torchmetrics objects of the module by name: their state crosses the steps of an epoch."""
+    return {
+        name: one
+        for name, one in engine.module.named_modules()
+        if hasattr(one, "_defaults") and hasattr(one, "_update_count")
+    }
+
+
+def _checkpoint_dict(engine: TorchEngine) -> dict[str, Any]:
+    return {"state_dict": engine.module.state_dict(), "epoch": engine.epoch, "global_step": engine.optimizer_steps}
+
+
+def _saved_by_module(engine: TorchEngine) -> dict[str, Any]:
+    """Returns what `on_save_checkpoint` put into the checkpoint."""
+    if not engine.calls.has("on_save_checkpoint"):
+        return {}
+    checkpoint = _checkpoint_dict(engine)
+    own = set(checkpoint)
+    engine.calls.call("on_save_checkpoint", checkpoint)
+    return {name: value for name, value in checkpoint.items() if name not in own}

@@ -1,7 +1,6 @@
 """What a state is made of: every parameter with its shape, type and size, and the sums."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from lightjax._tree import leaf_path
+from lightjax.summary_table import format_bytes, lines_of, tree_of, write
 from lightjax.trainable import trained_leaves
 
-__all__ = ["Row", "Summary", "summarize"]
+__all__ = ["Row", "Summary", "format_bytes", "summarize"]
 
-_MAX_ROWS = 60
+_MAX_ROWS = 80
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Summary:
       model_state_bytes: the size of what the model carries besides parameters.
       optimizer_bytes: the size of the optimizer state.
       bytes: the size of the whole state, with step, keys and anything else.
+      separator: between the parts of a row's path.
     """
 
     rows: tuple[Row, ...]
@@ -60,32 +61,31 @@ class Summary:
     model_state_bytes: int
     optimizer_bytes: int
     bytes: int
+    separator: str = "/"
 
     @property
     def frozen(self) -> int:
         """How many of the parameters are not trained."""
         return sum(row.parameters for row in self.rows if not row.trained)
 
-    def table(self, max_rows: int | None = _MAX_ROWS) -> str:
-        """Writes the summary as a table.
+    def table(self, max_rows: int | None = _MAX_ROWS, depth: int | None = None) -> str:
+        """Writes the summary as a table: modules with their sums, and inside of them their arrays.
 
         Args:
-          max_rows: with more rows than this, those of a module are folded into one, the deepest first. None
-            shows every row.
+          max_rows: with more lines than this, modules are folded into one line each, the deepest first. None shows
+            every array.
+          depth: fold modules that lie as deep: 1 shows those at the top, 2 what they hold, and so on.
         """
-        rows = [_Line.of(row) for row in self.rows]
-        shown = rows if max_rows is None else _fold(rows, max_rows)
-        cells = [("Name", "Shape", "Dtype", "Parameters", "Size", "Each device", ""), *(line.cells() for line in shown)]
-        # What is true of no leaf has no column.
-        columns = [column for column in range(7) if column < 5 or any(row[column] for row in cells[1:])]
-        widths = [max(len(row[column]) for row in cells) for column in range(7)]
-        rule = "-" * (sum(widths[column] for column in columns) + 2 * (len(columns) - 1))
-        table = [_align(row, widths, columns).rstrip() for row in cells]
-        lines = [table[0], rule, *table[1:], rule, *self._totals()]
-        if len(shown) < len(rows):
-            folded = sum(line.leaves for line in shown if line.leaves > 1)
-            lines.append(f"{folded:,} arrays are folded into modules; print(summary.table(max_rows=None)) shows all")
-        return "\n".join(lines)
+        root = tree_of(self.rows, self.separator)
+        lines = lines_of(root, depth, max_rows, self.separator)
+        whole = len(lines_of(root, None, None, self.separator))
+        totals = self._totals()
+        if len(lines) < whole:
+            folded = sum(int(line[1].removesuffix(" arrays").replace(",", "")) for line in lines if "arrays" in line[1])
+            totals.append(
+                f"{folded:,} arrays are folded into modules; print(lj.summarize(state).table(max_rows=None)) shows all"
+            )
+        return write(lines, totals)
 
     def __str__(self) -> str:
         return self.table()
@@ -120,11 +120,12 @@ def summarize(state: Any) -> Summary:
       >>> import jax, jax.numpy as jnp
       >>> params = {"Dense_0": {"bias": jnp.zeros(10), "kernel": jnp.zeros((784, 10))}}
       >>> print(summarize(params))
-      Name            Shape   Dtype    Parameters     Size
-      ----------------------------------------------------
-      Dense_0/bias    10      float32          10     40 B
-      Dense_0/kernel  784x10  float32       7,840  31.4 kB
-      ----------------------------------------------------
+      Name      Shape   Dtype    Parameters     Size
+      ----------------------------------------------
+      Dense_0                         7,850  31.4 kB
+        bias    10      float32          10     40 B
+        kernel  784x10  float32       7,840  31.4 kB
+      ----------------------------------------------
       Parameters       7,850   31.4 kB
       Whole state              31.4 kB
     """
@@ -162,22 +163,6 @@ def summarize(state: Any) -> Summary:
     )
 
 
-def format_bytes(size: int) -> str:
-    """Writes a size in decimal units.
-
-    Example:
-      >>> format_bytes(40), format_bytes(31_400), format_bytes(102_400_000)
-      ('40 B', '31.4 kB', '102 MB')
-    """
-    number = float(size)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        text = f"{number:.3g}"
-        if float(text) < 1000:  # after rounding: 999.9 kB is 1 MB
-            return f"{text} {unit}"
-        number /= 1000
-    return f"{number:.0f} PB"
-
-
 def _is_train_state(node: Any) -> bool:
     return hasattr(node, "params") and hasattr(node, "opt_state")
 
@@ -206,69 +191,4 @@ def _shape_and_dtype(name: str, leaf: Any) -> tuple[tuple[int, ...], Any]:
         f"The state's leaf {name!r} is a {type(leaf).__name__}, {leaf!r:.80}. A state is a pytree of arrays: "
         "those can be compiled, placed on devices and saved. Keep it outside the state, or make it a static "
         "field of a dataclass registered with jax.tree_util.register_dataclass and metadata={'static': True}."
-    )
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A line of the table: a leaf, or a folded module."""
-
-    path: str
-    shape: str
-    dtype: str
-    parameters: int
-    bytes: int
-    leaves: int = 1
-    shard: str = ""
-    note: str = ""
-
-    @classmethod
-    def of(cls, row: Row) -> "_Line":
-        shard = "" if row.shard is None else _shape(row.shard)
-        note = "" if row.trained else "frozen"
-        return cls(row.path, _shape(row.shape), row.dtype, row.parameters, row.bytes, shard=shard, note=note)
-
-    @classmethod
-    def folded(cls, path: str, lines: list["_Line"]) -> "_Line":
-        dtypes, notes = {line.dtype for line in lines}, {line.note for line in lines}
-        return cls(
-            path,
-            shape=f"{sum(line.leaves for line in lines):,} arrays",
-            dtype=dtypes.pop() if len(dtypes) == 1 else "mixed",
-            parameters=sum(line.parameters for line in lines),
-            bytes=sum(line.bytes for line in lines),
-            leaves=sum(line.leaves for line in lines),
-            shard="split" if any(line.shard for line in lines) else "",
-            note="" if not any(line.note for line in lines) else "frozen" if len(notes) == 1 else "partly frozen",
-        )
-
-    def cells(self) -> tuple[str, ...]:
-        parameters = f"{self.parameters:,}" if self.parameters else "-"
-        return (self.path, self.shape, self.dtype, parameters, format_bytes(self.bytes), self.shard, self.note)
-
-
-def _fold(lines: list[_Line], max_rows: int) -> list[_Line]:
-    """Folds modules at the greatest depth at which few enough lines are left."""
-    depth = max((line.path.count("/") for line in lines), default=0)
-    shown = lines
-    while len(shown) > max_rows and depth > 0:
-        groups: dict[str, list[_Line]] = {}
-        for line in lines:
-            groups.setdefault("/".join(line.path.split("/")[:depth]), []).append(line)
-        shown = [group[0] if len(group) == 1 else _Line.folded(f"{path}/...", group) for path, group in groups.items()]
-        depth -= 1
-    if len(shown) > max_rows:  # many modules at the top
-        rest = shown[max(max_rows - 1, 0) :]
-        shown = [*shown[: max(max_rows - 1, 0)], _Line.folded("...", rest)]
-    return shown
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "scalar"
-
-
-def _align(cells: Sequence[str], widths: list[int], columns: list[int]) -> str:
-    return "  ".join(
-        cells[column].rjust(widths[column]) if column in (3, 4) else cells[column].ljust(widths[column])
-        for column in columns
     )

@@ -116,8 +116,9 @@ def test_table_is_aligned_and_says_all_sums():
     assert lines == [
         "Name                          Shape   Dtype     Parameters     Size",
         "-------------------------------------------------------------------",
-        "Dense_0/bias                  10      float32           10     40 B",
-        "Dense_0/kernel                784x10  float32        7,840  31.4 kB",
+        "Dense_0                                              7,850  31.4 kB",
+        "  bias                        10      float32           10     40 B",
+        "  kernel                      784x10  float32        7,840  31.4 kB",
         "table                         4x2     bfloat16           8     16 B",
         "model_state/BatchNorm_0/mean  10      float32            -     40 B",
         "-------------------------------------------------------------------",
@@ -133,14 +134,32 @@ def test_long_table_folds_deep_modules_without_losing_a_number():
     summary = summarize({f"block_{number}": block for number in range(25)})
     assert len(summary.rows) == 75
     lines = str(summary).splitlines()
-    assert lines[2:4] == [
-        "block_0/attention/...   2 arrays  mixed           128  384 B",
-        "block_0/bias            8         float32           8   32 B",
+    assert lines[2:5] == [
+        "block_0                                    136  416 B",
+        "  attention/...  2 arrays  mixed           128  384 B",
+        "  bias           8         float32           8   32 B",
     ]
-    assert lines[-1] == "50 arrays are folded into modules; print(summary.table(max_rows=None)) shows all"
-    assert len(summary.table(max_rows=None).splitlines()) == 75 + len(lines) - 50 - 1
+    assert lines[-1].startswith("50 arrays are folded into modules; print(lj.summarize(state).table(max_rows=None)) sh")
+    assert len(summary.table(max_rows=None).splitlines()) == 75 + 50 + len(lines) - 75 - 1
     assert "block_0/..." in summary.table(max_rows=30)
     assert "3 arrays" in summary.table(max_rows=30)
+
+
+def test_depth_folds_what_lies_as_deep():
+    inner = {"query": jnp.zeros((8, 8)), "key": jnp.zeros((8, 8))}
+    summary = summarize({"encoder": {"attention": inner, "bias": jnp.zeros(8)}, "head": jnp.zeros((8, 2))})
+    names = {depth: [line[:18].strip() for line in summary.table(depth=depth).splitlines()[2:]] for depth in (1, 2, 3)}
+    assert [name.split("  ")[0] for name in names[1][:2]] == ["encoder/...", "head"]
+    assert [name.split("  ")[0] for name in names[2][:4]] == ["encoder", "attention/...", "bias", "head"]
+    assert [name.split("  ")[0] for name in names[3][:5]] == ["encoder", "attention", "key", "query", "bias"]
+    for depth in (1, 2, 3):
+        assert [summary.table(depth=depth).count(number) for number in ("136", "152")] == [1, 1]
+    assert "folded" not in summary.table(depth=3)
+
+
+def test_names_that_are_part_of_others_stay_apart():
+    summary = summarize([{"a": jnp.zeros(2)}, {"a": {"b": jnp.zeros(3)}}])
+    assert [line.split()[0] for line in str(summary).splitlines()[2:4]] == ["0/a", "1/a/b"]
 
 
 @pytest.mark.parametrize("max_rows", [1, 5, 60])

@@ -68,7 +68,7 @@ def saved_leaves(leaves: Mapping[str, str], item: str) -> dict[str, Any]:
 def summarize(module: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Summary:
     """Lists the parameters and buffers of a module."""
     params, buffers = list(module.named_parameters()), list(module.named_buffers())
-    rows = [_row(name, one, one.numel() if one.requires_grad else 0) for name, one in params]
+    rows = [_row(name, one, one.numel(), trained=one.requires_grad) for name, one in params]
     rows += [_row(name, one, 0) for name, one in buffers]
     optimizer_bytes = sum(array.nbytes for array in jax.tree.leaves([optimizer_arrays(one) for one in optimizers]))
     in_params = sum(row.bytes for row in rows[: len(params)])
@@ -80,9 +80,10 @@ def summarize(module: torch.nn.Module, optimizers: Sequence[torch.optim.Optimize
         model_state_bytes=in_buffers,
         optimizer_bytes=optimizer_bytes,
         bytes=in_params + in_buffers + optimizer_bytes,
+        separator=".",
     )
 
 
-def _row(name: str, tensor: torch.Tensor, parameters: int) -> Row:
+def _row(name: str, tensor: torch.Tensor, parameters: int, *, trained: bool = True) -> Row:
     size = tensor.numel() * tensor.element_size()
-    return Row(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), parameters, size)
+    return Row(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), parameters, size, trained=trained)

@@ -113,6 +113,40 @@ def test_no_profiler_changes_what_torch_trains(name):
     assert torch.equal(expected.weight, found.weight)
 
 
+def test_the_table_of_a_residual_network_is_a_tree_with_known_counts(capsys):
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(4, 4, 3, padding=1, bias=False)
+            self.norm = torch.nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return x + torch.relu(self.norm(self.conv(x)))
+
+    class Residual(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.stem = torch.nn.Conv2d(1, 4, 3, padding=1)
+            self.blocks = torch.nn.Sequential(Block(), Block())
+            self.head = torch.nn.Linear(4, 2)
+            self.stem.requires_grad_(False)
+
+        def training_step(self, batch, batch_idx):
+            return self.head(self.blocks(self.stem(batch)).mean((2, 3))).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+    train(Residual(), [torch.zeros(2, 1, 8, 8)])
+    lines = {tuple(line.split()) for line in capsys.readouterr().out.splitlines()}
+    assert ("stem", "40", "160", "B") in lines
+    assert ("weight", "4x1x3x3", "float32", "36", "144", "B", "frozen") in lines
+    assert ("0", "152", "608", "B") not in lines  # with the buffers of its norm, which are no parameters
+    assert ("0", "152", "648", "B") in lines
+    assert ("Parameters", "354", "1.42", "kB") in lines  # 40 + 2 x (4 x 4 x 9 + 8) + 10
+    assert ("Frozen", "40", "160", "B") in lines
+
+
 def test_the_first_screen_says_what_torch_runs_on(capsys):
     train(Square(8), list(batches(2, 8)), precision="bf16-mixed")
     out = capsys.readouterr().out

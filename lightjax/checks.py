@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from lightjax.callbacks import Callback, ModelCheckpoint
+from lightjax.callbacks import Callback, GradientAccumulationScheduler, ModelCheckpoint
 from lightjax.callbacks.model_checkpoint import checkpoint_places
 from lightjax.errors import ConfigurationError, MetricError
 from lightjax.loggers.choice import logger_conflict
@@ -50,6 +50,17 @@ def check_arguments(trainer: Trainer) -> None:
     for callback in trainer.callbacks:
         if not isinstance(callback, Callback):
             conflicts.append(f"callbacks holds {callback!r}, which is no lj.Callback: subclass it")
+        elif callback.every_n_steps is not None and not _whole(callback.every_n_steps, 1):
+            conflicts.append(
+                f"{type(callback).__name__} has every_n_steps={callback.every_n_steps!r}: give a whole number from 1 "
+                "on, or None for never"
+            )
+    schedulers = [one for one in trainer.callbacks if isinstance(one, GradientAccumulationScheduler)]
+    if len(schedulers) > 1 or (schedulers and trainer.hyperparameters["accumulate_grad_batches"] != 1):
+        conflicts.append(
+            "accumulate_grad_batches is said twice, by a GradientAccumulationScheduler and by another one or the "
+            "argument: leave one of them out"
+        )
     if conflict := profiler_conflict(trainer.profiler):
         conflicts.append(conflict)
     for logger in trainer.loggers:
@@ -88,13 +99,19 @@ def check_monitored(
       "val/val_loss" where evaluation reports that, and otherwise "train/val_loss".
 
     Raises:
-      MetricError: a name is reported by nobody; lists the names there are.
+      MetricError: a name is reported by nobody, or several best are to be kept by no name; lists the names there are.
     """
     others = any(not type(one).__module__.startswith("lightjax.") for one in callbacks)
     train = [f"train/{name}" for name in train_metrics]
     names = [*train, *(f"{name}_epoch" for name in train), *val_metrics]
     meant = {}
     for callback in callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.ranks_without_a_name and "val/loss" not in names:
+            raise MetricError(
+                f"ModelCheckpoint(save_top_k={callback.save_top_k}) is to keep the best by val/loss, for want of a "
+                f"monitor, which nobody reports; reported are: {', '.join(names) or 'none'}. Give one of these as "
+                "monitor."
+            )
         monitor = getattr(callback, "monitor", None)
         if not monitor or any(monitor == name or monitor.startswith(f"{name}/") for name in names):
             continue

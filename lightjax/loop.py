@@ -270,7 +270,9 @@ class Loop:
         """Evaluates where `val_check_interval` asks for it, unless that was done."""
         run = self.run
         if run.validated_at != run.step and self.schedule.validates_within(run, self.validated_s):
+            run.within_epoch = run.batch != run.epoch_batches
             self._validate()
+            run.within_epoch = False
 
     def _glance(self) -> dict[str, Any]:
         """Returns the metrics of the newest call that is finished, without waiting: {} where none is."""

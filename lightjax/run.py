@@ -45,6 +45,7 @@ class Run:
       total_batch: batches of all epochs done.
       place: where the training data is, as JSON; None where epoch and batch say it all.
       epoch_ended: whether the epoch's training and evaluation are over.
+      within_epoch: whether the evaluation under way is one within an epoch.
       totals: packed metrics since the last window and since the epoch began, on the device.
       history: the rows reported so far.
       logger: where metrics go.
@@ -86,6 +87,7 @@ class Run:
         self.total_batch = 0
         self.place: Any = None
         self.epoch_ended = False
+        self.within_epoch = False
         self.totals: Any = None
         self.sanity_checking = False
         self.loader = ""

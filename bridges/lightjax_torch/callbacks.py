@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 import lightjax
 from lightjax.callbacks import Callback
@@ -12,12 +12,35 @@ __all__ = ["Callback", "EarlyStopping", "ModelCheckpoint"]
 
 
 class EarlyStopping(lightjax.EarlyStopping):
-    """`lightjax.EarlyStopping`; takes `verbose` and the like, which say nothing about when to stop."""
+    """`lightjax.EarlyStopping`, with the order of arguments that Lightning programs use."""
 
-    def __init__(self, monitor: str, *args: Any, verbose: bool = False, **kwargs: Any) -> None:
-        for name in ("check_on_train_epoch_end", "log_rank_zero_only"):
-            kwargs.pop(name, None)
-        super().__init__(monitor, *args, **kwargs)
+    def __init__(
+        self,
+        monitor: str,
+        min_delta: float = 0.0,
+        patience: int = 3,
+        verbose: bool = False,
+        mode: Literal["min", "max"] = "min",
+        strict: bool = True,
+        check_finite: bool = True,
+        stopping_threshold: float | None = None,
+        divergence_threshold: float | None = None,
+        check_on_train_epoch_end: bool | None = None,
+        log_rank_zero_only: bool = True,
+    ) -> None:
+        super().__init__(
+            monitor,
+            min_delta,
+            patience,
+            mode,
+            strict=strict,
+            check_finite=check_finite,
+            stopping_threshold=stopping_threshold,
+            divergence_threshold=divergence_threshold,
+            check_on_train_epoch_end=check_on_train_epoch_end,
+            verbose=verbose,
+            log_rank_zero_only=log_rank_zero_only,
+        )
 
 
 class ModelCheckpoint(lightjax.ModelCheckpoint):
@@ -27,8 +50,9 @@ class ModelCheckpoint(lightjax.ModelCheckpoint):
       dirpath: as for `lightjax.ModelCheckpoint`.
       filename: likewise.
       monitor: likewise.
-      verbose: ignored.
-      **kwargs: likewise; what only says how Lightning writes files is ignored.
+      verbose: likewise.
+      **kwargs: likewise; what only says how Lightning writes files is ignored. Where steps or times are given, no
+        epochs are saved unless they are asked for as well.
 
     Attributes:
       best_model_path: the directory of the best checkpoint; "" without one.
@@ -47,7 +71,9 @@ class ModelCheckpoint(lightjax.ModelCheckpoint):
         for name in ("save_weights_only", "enable_version_counter"):
             kwargs.pop(name, None)
         given = {name: value for name, value in kwargs.items() if value is not None}
-        super().__init__(monitor, dirpath=dirpath, filename=filename, **given)
+        if given.get("every_n_train_steps") or "train_time_interval" in given:
+            given.setdefault("every_n_epochs", 0)
+        super().__init__(monitor, dirpath=dirpath, filename=filename, verbose=verbose, **given)
 
     @property
     def best_model_path(self) -> str:  # noqa: D102 (an attribute, documented with the class)

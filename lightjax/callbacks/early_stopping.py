@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 class EarlyStopping(Callback):
     """Stops when a metric has not improved for a while.
 
-    Looks whenever the metric is new: after each evaluation for `val/...` names, at the end of each epoch for others.
+    Looks whenever the metric is new: after each evaluation for `val/...` names, at the end of each epoch for
+    `train/...` names. Others, such as those that LightningModules and callbacks log, are looked at after evaluations
+    where these do not come once at the end of every epoch, and else at the ends of epochs.
 
     Args:
       monitor: name of the metric, such as "val/loss".
@@ -72,18 +74,17 @@ class EarlyStopping(Callback):
         self.check_finite = check_finite
         self.stopping_threshold = stopping_threshold
         self.divergence_threshold = divergence_threshold
-        after_validation = (
-            monitor.startswith("val/") if check_on_train_epoch_end is None else not check_on_train_epoch_end
-        )
-        self.looks_after_validation = after_validation
+        self.check_on_train_epoch_end = check_on_train_epoch_end
+        self.looks_after_validation = monitor.startswith("val/") and not check_on_train_epoch_end
         self.verbose = verbose
         self.log_rank_zero_only = log_rank_zero_only
         self._forget()
 
     def setup(self, run: Run, stage: Stage) -> None:
-        """Forgets an earlier run."""
+        """Forgets an earlier run, and finds out when the metric is new in this one."""
         if stage == "fit":
             self._forget()
+            self.looks_after_validation = self._is_new_after_validation(run)
 
     def on_validation_end(self, run: Run) -> None:
         """Judges a metric of the evaluation."""
@@ -126,6 +127,15 @@ class EarlyStopping(Callback):
     def _forget(self) -> None:
         self.best = math.inf if self.mode == "min" else -math.inf
         self.wait = 0
+
+    def _is_new_after_validation(self, run: Run) -> bool:
+        if self.check_on_train_epoch_end is not None:
+            return not self.check_on_train_epoch_end
+        name, trainer = run.meant.get(self.monitor, self.monitor), run.trainer
+        if name.startswith(("val/", "train/")):
+            return name.startswith("val/")
+        once_an_epoch = trainer.val_check_interval in (None, 1.0) and trainer.check_val_every_n_epoch == 1
+        return run.validates and not once_an_epoch
 
     def _look(self, run: Run) -> None:
         if (value := run.fresh(self.monitor, strict=self.strict, who="EarlyStopping")) is None:

@@ -31,7 +31,7 @@ class LearningRateMonitor(Callback):
 
     def __init__(self, every_n_steps: int | None = None, *, schedule: Callable[[Any], Any] | None = None) -> None:
         self._wanted = every_n_steps
-        self.every_n_steps = every_n_steps
+        self.every_n_steps = every_n_steps or None
         self.schedule = schedule
 
     def setup(self, run: Run, stage: Stage) -> None:

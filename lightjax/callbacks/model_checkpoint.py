@@ -29,9 +29,11 @@ class ModelCheckpoint(Callback):
       monitor: name of the metric that ranks checkpoints, such as "val/loss". With None, "val/loss" ranks them where
         evaluation reports it, and otherwise only the last one is kept.
       mode: "min" or "max". NaN is worse than any number.
-      save_top_k: how many of the best to keep; -1 keeps all.
-      every_n_epochs: save at the end of every n-th epoch; 0 never.
-      every_n_train_steps: save at every n-th step as well.
+      save_top_k: how many of the best to keep; 0 keeps none for its rank, -1 whatever is saved.
+      every_n_epochs: save in every n-th epoch; 0 never.
+      save_on_train_epoch_end: save at the end of such an epoch (True), after each of its evaluations (False), or both
+        (None): an evaluation within an epoch is a candidate for the best, too.
+      every_n_train_steps: save at every n-th step as well; None or 0 for never.
       train_time_interval: save after so much time as well: "DD:HH:MM:SS", seconds, a timedelta or its arguments as a
         dict. Looked at after each call, so it cuts no call short.
       keep_every_n_steps: keep a checkpoint for good whenever so many steps have passed since the last one kept so.
@@ -42,6 +44,7 @@ class ModelCheckpoint(Callback):
         of another run, they go into a `version_N` in it.
       save_last: keep the last checkpoint when the run has ended. Until then it is always kept, to resume from.
       auto_insert_metric_name: write `epoch=3-val_loss=0.25` for that, and `3-0.25` otherwise.
+      verbose: say in a line what is saved and how it ranks.
 
     Attributes:
       best: the best checkpoint so far, or None.
@@ -63,6 +66,8 @@ class ModelCheckpoint(Callback):
         save_last: bool = True,
         filename: str | None = None,
         auto_insert_metric_name: bool = True,
+        save_on_train_epoch_end: bool | None = None,
+        verbose: bool = False,
     ) -> None:
         if mode not in ("min", "max"):
             raise ConfigurationError(f"ModelCheckpoint got mode={mode!r}; write mode='min' or mode='max'.")
@@ -70,6 +75,11 @@ class ModelCheckpoint(Callback):
             raise ConfigurationError(
                 f"ModelCheckpoint got save_top_k={save_top_k}; give a number of checkpoints, or -1 to keep all."
             )
+        for name, periods in (("every_n_epochs", every_n_epochs), ("every_n_train_steps", every_n_train_steps or 0)):
+            if periods < 0:
+                raise ConfigurationError(
+                    f"ModelCheckpoint got {name}={periods}; give a number from 1 on, or 0 for never."
+                )
         if keep_every_n_steps is not None and keep_every_n_steps < 1:
             raise ConfigurationError(
                 f"ModelCheckpoint got keep_every_n_steps={keep_every_n_steps}; give a number of steps from 1 on."
@@ -78,7 +88,7 @@ class ModelCheckpoint(Callback):
         self.mode = mode
         self.save_top_k = save_top_k
         self.every_n_epochs = every_n_epochs
-        self.every_n_steps = every_n_train_steps
+        self.every_n_steps = every_n_train_steps or None
         self.train_time_interval_s = seconds(train_time_interval, "train_time_interval")
         self.keep_every_n_steps = keep_every_n_steps
         self.save_on_exception = save_on_exception
@@ -86,6 +96,8 @@ class ModelCheckpoint(Callback):
         self.save_last = save_last
         self.filename = filename
         self.auto_insert_metric_name = auto_insert_metric_name
+        self.save_on_train_epoch_end = save_on_train_epoch_end
+        self.verbose = verbose
         self._run: Run | None = None
         self._forget()
 
@@ -105,6 +117,11 @@ class ModelCheckpoint(Callback):
     @property
     def last(self) -> Checkpoint | None:  # noqa: D102 (an attribute, documented with the class)
         return None if self._last is None else self._saved.get(self._last)
+
+    @property
+    def ranks_without_a_name(self) -> bool:
+        """Whether several best are to be kept by a metric that nobody named."""
+        return self.monitor is None and self.save_top_k > 1
 
     @property
     def kept_steps(self) -> set[int]:
@@ -132,7 +149,15 @@ class ModelCheckpoint(Callback):
     def on_train_batch_end(self, run: Run) -> None:
         """Saves a step between the ends of epochs."""
         # The end of an epoch saves its last step with what its evaluation finds; now there is only an older metric.
-        if run.batch != run.epoch_batches or not self._saves_after(run.epoch):
+        if run.batch != run.epoch_batches or not self._saves_in(run.epoch):
+            self.save(run)
+
+    def on_validation_end(self, run: Run) -> None:
+        """Saves the step of an evaluation."""
+        if run.stage != "fit" or run.sanity_checking or not self._saves_in(run.epoch):
+            return
+        # The end of an epoch saves the step of the evaluation there.
+        if self.save_on_train_epoch_end is False or (self.save_on_train_epoch_end is None and run.within_epoch):
             self.save(run)
 
     def on_call_end(self, run: Run) -> None:
@@ -142,7 +167,7 @@ class ModelCheckpoint(Callback):
 
     def on_train_epoch_end(self, run: Run) -> None:
         """Saves the step an epoch ends with."""
-        if self._saves_after(run.epoch):
+        if self._saves_in(run.epoch) and self.save_on_train_epoch_end is not False:
             self.save(run)
 
     def on_fit_end(self, run: Run) -> None:
@@ -171,7 +196,8 @@ class ModelCheckpoint(Callback):
         self._last = run.step
         self._saved_s = time.monotonic()
         kept = self._for_good[-1] if self._for_good else 0
-        if self.keep_every_n_steps is not None and run.step - kept >= self.keep_every_n_steps:
+        every = 1 if self.save_top_k == -1 else self.keep_every_n_steps
+        if every is not None and run.step - kept >= every:
             self._for_good.append(run.step)
         # A checkpoint between evaluations has no score of its own: it is never the best, only the last.
         if score is not None and all(step != run.step for _, step in self._ranked):
@@ -185,6 +211,10 @@ class ModelCheckpoint(Callback):
         self._saved[run.step] = run.save_checkpoint()
         for step in leaving:
             run.delete_checkpoint(self._saved.pop(step))
+        if self.verbose and jax.process_index() == 0:
+            place = next((i for i, (_, step) in enumerate(self._ranked, 1) if step == run.step), None)
+            rank = "not ranked" if place is None else f"number {place} by {self.monitor or 'val/loss'}"
+            run.print(f"ModelCheckpoint: step {run.step} saved, {rank}")
         if self.filename is not None and jax.process_index() == 0:
             directory = self._saved[run.step].path.parent
             directory.mkdir(parents=True, exist_ok=True)
@@ -237,7 +267,7 @@ class ModelCheckpoint(Callback):
             self._last = None if self._last == step else self._last
             self._for_good = [kept for kept in self._for_good if kept != step]
 
-    def _saves_after(self, epoch: int) -> bool:
+    def _saves_in(self, epoch: int) -> bool:
         return bool(self.every_n_epochs) and (epoch + 1) % self.every_n_epochs == 0
 
     def _score(self, run: Run) -> float | None:

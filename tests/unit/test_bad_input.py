@@ -170,6 +170,21 @@ def test_a_monitored_name_is_missed_at_its_first_look_when_callbacks_report_name
         ({"callbacks": [print]}, ["callbacks holds <built-in function print>"]),
         ({"logger": [3]}, ["logger holds 3"]),
         (
+            {
+                "callbacks": [
+                    lj.DeviceStatsMonitor(-5),
+                    lj.LambdaCallback(every_n_steps=0),
+                    lj.GradientAccumulationScheduler({0: 2}),
+                ],
+                "accumulate_grad_batches": 3,
+            },
+            [
+                "DeviceStatsMonitor has every_n_steps=-5: give a whole number from 1 on",
+                "LambdaCallback has every_n_steps=0",
+                "accumulate_grad_batches is said twice",
+            ],
+        ),
+        (
             {"callbacks": [lj.ModelCheckpoint()], "enable_checkpointing": False},
             ["enable_checkpointing=False, but callbacks holds a ModelCheckpoint"],
         ),
@@ -180,6 +195,16 @@ def test_every_conflict_of_a_trainer_is_listed_at_once(arguments, texts):
         lj.Trainer(**arguments)
     for text in texts:
         assert text in str(error.value)
+
+
+def test_several_best_by_no_name_are_refused():
+    trainer = quiet(max_epochs=1, callbacks=lj.ModelCheckpoint(save_top_k=2), enable_checkpointing=True)
+    with pytest.raises(
+        lj.MetricError, match=r"ModelCheckpoint\(save_top_k=2\) .*nobody reports; reported are: train/loss"
+    ):
+        trainer.fit(linear_task(), loader())
+    with pytest.raises(lj.ConfigurationError, match="every_n_epochs=-1; give a number from 1 on, or 0 for never"):
+        lj.ModelCheckpoint(every_n_epochs=-1)
 
 
 def test_a_run_without_an_end_is_refused():

@@ -162,6 +162,35 @@ def test_early_stopping_ends_a_run_and_says_so():
     assert (again.best, again.wait) == (0.5, 0)
 
 
+@pytest.mark.parametrize(
+    ("monitor", "arguments", "looks"),
+    [
+        ("val/loss", {}, [2, 4, 5]),
+        ("val/loss", {"check_on_train_epoch_end": True}, [5]),
+        ("loss", {}, [2, 4, 5]),  # found as val/loss
+        ("train/loss_epoch", {}, [5]),
+        ("mine", {}, [2, 4, 5]),  # logged by a callback after evaluations
+    ],
+)
+def test_early_stopping_looks_whenever_its_metric_is_new(monitor, arguments, looks):
+    class Watching(lj.EarlyStopping):
+        def judge(self, value):
+            seen.append(run_steps[-1])
+            return super().judge(value)
+
+    def log(run):
+        run_steps.append(run.step)
+        run.log({"mine": run.step})
+
+    seen, run_steps = [], []
+    log_first = lj.LambdaCallback(
+        every_n_steps=None, on_validation_end=log, on_train_epoch_end=lambda run: run_steps.append(run.step)
+    )
+    callbacks = [log_first, Watching(monitor, mode="max", patience=9, **arguments)]
+    quiet(max_epochs=1, val_check_interval=2, callbacks=callbacks).fit(linear_task(), loader(), loader(8))
+    assert seen == looks
+
+
 def test_early_stopping_begins_anew_with_every_run():
     callback = lj.EarlyStopping("val/loss", patience=2, min_delta=10.0)
     trainer = quiet(max_epochs=50, callbacks=callback)
@@ -246,6 +275,37 @@ def test_checkpoints_between_epochs(tmp_path):
     trainer = quiet(max_epochs=2, callbacks=[Seen(), keeper], enable_checkpointing=True, default_root_dir=tmp_path)
     trainer.fit(linear_task(), loader())
     assert steps == [3, 6, 9, 10, 10]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "saved"),
+    [
+        ({}, [2, 4, 5]),  # both: after the evaluations within the epoch, and at its end
+        ({"save_on_train_epoch_end": True}, [5]),
+        ({"save_on_train_epoch_end": False}, [2, 4, 5]),
+        ({"every_n_epochs": 2}, [5]),  # not this epoch; the last step is always kept
+    ],
+)
+def test_an_evaluation_within_an_epoch_may_be_the_best(tmp_path, capsys, arguments, saved):
+    keeper = lj.ModelCheckpoint("val/loss", mode="max", save_top_k=-1, verbose=True, **arguments)
+    trainer = quiet(
+        max_epochs=1, val_check_interval=2, callbacks=keeper, enable_checkpointing=True, default_root_dir=tmp_path
+    )
+    result = trainer.fit(linear_task(), loader(), loader(8))
+    assert sorted(keeper.kept_steps) == saved
+    assert result.checkpoint.best.step == saved[0]  # the loss falls, and the largest is the best here
+    by_step = {row["step"]: row["val/loss"] for row in result.history if "val/loss" in row}
+    assert result.checkpoint.best.metrics["val/loss"] == by_step[saved[0]]
+    assert "ModelCheckpoint: step 5 saved, " in capsys.readouterr().out
+
+
+def test_what_is_saved_between_evaluations_is_kept_where_all_is(tmp_path):
+    keeper = lj.ModelCheckpoint(every_n_train_steps=2, every_n_epochs=0, save_top_k=-1)
+    quiet(max_epochs=1, callbacks=keeper, enable_checkpointing=True, default_root_dir=tmp_path).fit(
+        linear_task(), loader()
+    )
+    assert sorted(keeper.kept_steps) == [2, 4, 5]
+    assert all(checkpoint.restore().step == step for step, checkpoint in keeper._saved.items())
 
 
 def test_a_checkpoint_restores_every_kind_of_leaf(tmp_path):

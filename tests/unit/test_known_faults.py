@@ -110,4 +110,4 @@ def test_a_checkpoint_between_evaluations_is_not_named_by_an_old_metric(tmp_path
         linear_task(), loader(), loader(8)
     )
     names = {path.name for path in (result.directory / "checkpoints").iterdir() if path.is_symlink()}
-    assert names == {f"5-{result.metrics['val/loss']:.1f}"}
+    assert names == {"3-none", f"5-{result.metrics['val/loss']:.1f}"}

@@ -20,8 +20,10 @@ CPU_SAVED_SHARE = 0.2
 LONGEST_CALL_S = 1.0
 # A call of 5 ms hides the 0.1 to 0.2 ms of host work that starting it takes.
 CALL_S = 5e-3
-# Host work that a fused step saves.
+# Host work that a fused step saves, on the CPU and on accelerators: on an H200 a call of one step of an MLP takes 0.54 ms,
+# a step in calls of 16 takes 0.13 ms.
 SAVED_S = 1.5e-4
+ACCELERATOR_SAVED_S = 4e-4
 WARM_UP_STEPS = 2
 # At least; ten times as many while steps are so short that something else easily disturbs them.
 MEASURED_STEPS = 5
@@ -129,7 +131,7 @@ class Pace:
         took = f"{step_s * 1e3:.3g} ms a step"
         dispatch_bound = step_s < CALL_S
         needed = _power_of_two(CALL_S / step_s) if dispatch_bound else 1
-        saved_s = min(SAVED_S, step_s) if dispatch_bound else 0.0
+        saved_s = min(SAVED_S if self._on_cpu else ACCELERATOR_SAVED_S, step_s) if dispatch_bound else 0.0
         why = "dispatch-bound" if dispatch_bound else "dispatch is hidden"
         if self._on_cpu and needed < CPU_STEPS:
             needed = min(CPU_STEPS, _longest(step_s))

@@ -26,7 +26,7 @@ demo: $(DEMO)  ## makes .venv, installs lightjax, trains examples/digits.py
 test: $(DEV)  ## the same, then ruff, pyright and every test
 	$(BIN)/python examples/digits.py
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 chaos: $(DEV)  ## kills and resumes trainings 200 times, prints survived and lost
 	$(BIN)/python -m tests.resume.killing --kills 200

@@ -68,6 +68,10 @@ class Layers:
     def __str__(self) -> str:
         return self.table()
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Shows the table at the end of a notebook's cell."""
+        printer.text(str(self))
+
 
 def summarize_layers(module: Any, *inputs: Any, **arguments: Any) -> Layers:
     """Lists what the layers of a flax linen module take and give; computes nothing.

@@ -90,6 +90,10 @@ class Summary:
     def __str__(self) -> str:
         return self.table()
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Shows the table at the end of a notebook's cell."""
+        printer.text(str(self))
+
     def _totals(self) -> list[str]:
         totals = [
             ("Parameters", f"{self.parameters:,}", self.parameter_bytes),

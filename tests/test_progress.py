@@ -363,6 +363,19 @@ def test_bar_never_writes_more_than_a_few_lines_of_metrics(file, monkeypatch):
     assert all(len(line) <= 60 for line in lines)
 
 
+def test_bar_is_drawn_a_last_time_in_notebooks_where_rich_does_not(file):
+    progress, calls = RichProgress(file), []
+    progress.start(step=0, max_steps=None, max_epochs=1)
+    assert progress._live is not None
+    progress._live.stop()
+    in_notebook = SimpleNamespace(is_jupyter=True)
+    progress._live = SimpleNamespace(  # pyright: ignore[reportAttributeAccessIssue]
+        console=in_notebook, refresh=lambda: calls.append(progress._closing), stop=lambda: calls.append("stop")
+    )
+    progress.close()
+    assert calls == [True, "stop"]
+
+
 def test_bar_does_not_capture_what_is_printed_elsewhere(file, capsys):
     progress = RichProgress(file)
     progress.start(step=0, max_steps=None, max_epochs=1)

@@ -90,7 +90,7 @@ def _advice(bound: Bound, times: Times) -> str:
     if bound == "data":
         return f"waits for data. {_data_advice(times)}"
     if bound == "dispatch":
-        fuse = "steps_per_call='auto', callbacks that look less often (every_n_steps), "
+        fuse = "steps_per_call='auto' (or a number, such as 32), callbacks that look less often (every_n_steps), "
         return (
             f"starts calls of {times.steps / times.calls:.3g} steps, and the device is idle meanwhile. What helps is "
             f"fewer calls: {fuse if times.steps < 2 * times.calls else ''}larger batches, fewer arrays in the state."

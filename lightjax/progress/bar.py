@@ -158,7 +158,9 @@ class RichProgress:
                 self._clock.tick(self._position.step)
             self._closing = True
             atexit.unregister(self.close)
-            live.stop()  # draws once more
+            if live.console.is_jupyter:
+                live.refresh()
+            live.stop()  # draws once more in terminals
         self._running = False
 
     def _open(self) -> None:

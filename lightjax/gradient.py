@@ -102,7 +102,9 @@ def value_and_grad(loss_fn: Callable[..., tuple[Any, Any]]) -> Callable[..., tup
 
         def scaled_loss(params: Any, view: Any, batch: Any) -> tuple[Any, tuple[jax.Array, jax.Array, Any]]:
             view = view.replace(params=precision.to_compute(merged(trained, view.params, params)))
-            loss, aux = check_loss(loss_fn(view, precision.batch_to_compute(batch), **kwargs), name)
+            # Built anew: the nodes of some trees (flax's nnx variables) change only within the trace they were made in.
+            view, others = jax.tree.map(lambda leaf: leaf, (view, kwargs))
+            loss, aux = check_loss(loss_fn(view, precision.batch_to_compute(batch), **others), name)
             mean, weight = _mean_and_weight(loss, batch)
             return mean if scale is None else mean * scale, (mean, weight, aux)
 

@@ -16,6 +16,7 @@ from lightjax.data.grouped import Accumulation
 from lightjax.data.passes import Pass
 from lightjax.data.position import decode, encode
 from lightjax.data.stretch import Cursor, Stretch
+from lightjax.data.workers import iterate
 from lightjax.errors import CheckpointError, ConfigurationError, DataError
 from lightjax_torch import random_states
 
@@ -274,7 +275,7 @@ class Cycled:
 
     def __iter__(self) -> Any:
         """Passes over all of them."""
-        iterators = [iter(one) for one in self._loaders]
+        iterators = [iterate(one) for one in self._loaders]
         over = [False] * len(iterators)
         while True:
             batch = []
@@ -285,7 +286,7 @@ class Cycled:
                     over[i] = True
                     if all(over):
                         return
-                    iterators[i] = iter(self._loaders[i])
+                    iterators[i] = iterate(self._loaders[i])
                     item = next(iterators[i])
                 batch.append(item)
             yield dict(zip(self._keys, batch, strict=True)) if self._keys is not None else self._kind(batch)

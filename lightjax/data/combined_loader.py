@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 
+from lightjax.data.workers import iterate
 from lightjax.errors import DataError
 
 Mode = Literal["min_size", "max_size", "max_size_cycle", "sequential"]
@@ -144,7 +145,7 @@ def _pass(loader: Any, epoch: int, start: int) -> Iterator[Any]:
     if callable(tell := getattr(loader, "set_epoch", None)):
         tell(epoch)
     opened: Any = loader if hasattr(loader, "__iter__") else loader()
-    return itertools.islice(iter(opened), start, None)
+    return itertools.islice(iterate(opened), start, None)
 
 
 def _length(loader: Any) -> int | None:

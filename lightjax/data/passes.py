@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from lightjax.data.position import decode, encode
+from lightjax.data.workers import iterate
 
 
 class Pass:
@@ -69,13 +70,13 @@ def begin(loader: Any, epoch: int) -> Pass:
     _parse_flags_of_grain(loader)
     generators = _generators(loader)
     if _is_stateful(loader):
-        batches = iter(loader)
+        batches = iterate(loader)
         return Pass(batches, lambda: {"loader": loader.state_dict(), "generators": _states(generators)})
     if generators:
         # Before the pass draws from them; workers that persist are started once, which draws once more.
         begun = encode({"generators": _states(generators), "starts_workers": not _has_workers(loader)})
-        return Pass(iter(loader), begun=begun)
-    batches = iter(loader)
+        return Pass(iterate(loader), begun=begun)
+    batches = iterate(loader)
     if hasattr(batches, "get_state") and hasattr(batches, "set_state"):
         return Pass(batches, lambda: {"iterator": batches.get_state()})
     return Pass(batches)
@@ -93,19 +94,19 @@ def begin_at(loader: Any, epoch: int, mark: Any) -> Pass:
     known, generators = decode(mark), _generators(loader)
     if "loader" in known:
         loader.load_state_dict(known["loader"])
-        batches = iter(loader)
+        batches = iterate(loader)
         # torchdata draws from the generator when it begins a pass, also one that goes on: what it draws later would be
         # shifted.
         set_generators(loader, mark)
         return Pass(batches, lambda: {"loader": loader.state_dict(), "generators": _states(generators)})
     if "iterator" in known:
-        batches = iter(loader)
+        batches = iterate(loader)
         batches.set_state(known["iterator"])
         return Pass(batches, lambda: {"iterator": batches.get_state()})
     if known["starts_workers"] and _has_workers(loader):
         loader._iterator = None
     set_generators(loader, mark)
-    return Pass(iter(loader), begun=mark)
+    return Pass(iterate(loader), begun=mark)
 
 
 def begin_later(loader: Any, epoch: int, batch: int) -> Pass | None:

@@ -1,5 +1,8 @@
 """Scores of classifiers agree with scikit-learn's, however the examples are cut into batches."""
 
+import dataclasses
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,6 +121,51 @@ def test_they_are_gathered_by_a_training_and_its_evaluation():
 def test_what_does_not_belong_together_is_refused(make, text):
     with pytest.raises(lj.MetricError, match=text):
         make()
+
+
+def test_the_docs_name_metrics_that_there_are(request):
+    metrax = pytest.importorskip("metrax")
+    text = (request.config.rootpath / "docs" / "metrics.md").read_text()
+    named = set(re.findall(r"\b(lj|metrax)\.([A-Z]\w+)", text))
+    assert len(named) > 25
+    assert not [name for where, name in named if not hasattr({"lj": lj, "metrax": metrax}[where], name)]
+    example: dict = {"dataclasses": dataclasses, "jax": jax, "jnp": jnp, "np": np}
+    exec(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[1], example)
+    x, y = LOGITS[:, 0], LOGITS[:, 1]
+    parts = [example["Correlation"].of(x[rows], y[rows]) for rows in (slice(0, 40), slice(40, None))]
+    found = jax.device_get(parts[0].merge(parts[1])).compute()
+    assert found == pytest.approx(np.corrcoef(x, y)[0, 1], rel=1e-4)
+
+
+def test_metrics_of_several_labels_an_example_are_those_of_scikit_learn():
+    metrax = pytest.importorskip("metrax")
+    labels = RNG.integers(0, 2, (101, 3))
+    probabilities = (0.6 * RNG.random((101, 3)) + 0.4 * labels).astype(np.float32)
+    kinds = {"precision": metrax.Precision, "recall": metrax.Recall, "auroc": metrax.AUCROC}
+
+    def eval_step(state, batch):
+        found = {name: kind.from_model_output(batch["p"].ravel(), batch["y"].ravel()) for name, kind in kinds.items()}
+        taken = (batch["p"] > 0.5).astype(jnp.int32)
+        found["f1"] = lj.F1Score(taken, batch["y"], num_classes=2, average=None)
+        return found | {
+            f"auroc_{i}": metrax.AUCROC.from_model_output(batch["p"][:, i], batch["y"][:, i], num_thresholds=1000)
+            for i in range(3)
+        }
+
+    task = lj.Task(lambda key, batch: {"w": jnp.zeros(())}, linear_task().train_step, eval_step)
+    data = lj.ArrayLoader({"p": probabilities, "y": labels.astype(np.int32)}, 8)
+    with jax.numpy_rank_promotion("allow"):
+        metrics = quiet().validate(task, data, state={"w": jnp.zeros(())})
+    taken = probabilities.ravel() > 0.5
+    for name, score in (
+        ("precision", reference.precision_score),
+        ("recall", reference.recall_score),
+        ("f1/1", reference.f1_score),
+    ):
+        assert metrics[f"val/{name}"] == pytest.approx(score(labels.ravel(), taken), rel=1e-5), name
+    for i in range(3):
+        expected = reference.roc_auc_score(labels[:, i], probabilities[:, i])
+        assert metrics[f"val/auroc_{i}"] == pytest.approx(expected, abs=2e-3)
 
 
 def test_metrax_has_the_others_and_they_work_as_they_are():

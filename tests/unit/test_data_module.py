@@ -1,6 +1,9 @@
 """Data modules: what is called when, and what a checkpoint keeps of them; loaders of other libraries."""
 
 import dataclasses
+import sys
+import types
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,7 @@ import pytest
 
 import lightjax as lj
 from lightjax.data import module
+from lightjax.data.workers import iterate
 from tests.models import bits, linear_data, linear_task, quiet
 
 
@@ -140,13 +144,51 @@ class Rows:
         return {name: leaf[index] for name, leaf in self.data.items()}
 
 
-def test_torch_loaders_with_worker_processes_train():
+def test_workers_of_torch_loaders_are_not_forked_beside_the_threads_of_jax():
     torch = pytest.importorskip("torch")
-    arguments = {"num_workers": 1, "multiprocessing_context": "forkserver", "persistent_workers": True}
-    data = torch.utils.data.DataLoader(Rows(), batch_size=4, **arguments)
+    jax.devices()  # from here on jax warns of every fork, and warnings are errors
+    data = torch.utils.data.DataLoader(Rows(), batch_size=4, num_workers=1, persistent_workers=True)
     result = quiet(max_epochs=2).fit(linear_task(), data)
     assert bits(result.state) == bits(quiet(max_epochs=2).fit(linear_task(), loader()).state)
+    assert data.multiprocessing_context is None
     data._iterator = None
+
+
+UNGUARDED = "import torch\nfor batch in loader: step(batch)\n"
+GUARDED = "def main(): ...\nif __name__ == '__main__': main()\n"
+
+
+@pytest.mark.parametrize(
+    ("rows", "program", "reason"),
+    [
+        (Rows(), GUARDED, None),
+        (Rows(), UNGUARDED, r"program.py has no `if __name__ == '__main__':` around what it runs"),
+        ([lambda row: row], GUARDED, r"what they need cannot be pickled \("),
+        (Rows(), None, None),  # an interactive session
+        (["of __main__"], None, "what they need is defined in this session"),
+        (np.broadcast_to(np.float32(0), (2**27, 2)), GUARDED, "1.07 GB of arrays they need would be copied to each"),
+    ],
+)
+def test_workers_that_have_to_be_forked_are_told_why(rows, program, reason, tmp_path, monkeypatch):
+    main = types.ModuleType("__main__")
+    if program is not None:
+        main.__file__ = str(tmp_path / "program.py")
+        (tmp_path / "program.py").write_text(program)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    began = []
+
+    class Loader:  # what torch's DataLoader is to its workers
+        dataset, num_workers, collate_fn, multiprocessing_context = rows, 2, None, None
+
+        def __iter__(self):
+            began.append(self.multiprocessing_context)
+            return iter(())
+
+    data = Loader()
+    with nullcontext() if reason is None else pytest.warns(UserWarning, match=reason):
+        iterate(data)
+    assert began == ["forkserver" if reason is None else None]
+    assert data.multiprocessing_context is None
 
 
 def test_a_torch_loader_without_length_trains():

@@ -15,7 +15,7 @@ from lightjax.errors import StepError
 from lightjax.metrics import batch_size, is_metric
 from lightjax.policy import Policy
 
-# `(part, index, carried) -> (weight, means, carried, aux)`
+# `(part, index, carried) -> (weight, (loss, gradients), carried, aux)`
 Part = Callable[[Any, Any, Any], tuple[jax.Array, Any, Any, Any]]
 
 
@@ -50,8 +50,8 @@ def in_microbatches(part: Part, batch: Any, size: int, carried: Any) -> tuple[ja
     """Runs a function on parts of a batch and averages what it returns, by weight.
 
     Args:
-      part: `(part, index, carried) -> (weight, means, carried, aux)`: `means` over the part, `weight` what they count,
-        `carried` goes on to the next part, `aux` is joined.
+      part: `(part, index, carried) -> (weight, means, carried, aux)`: `means` over the part are `(loss, gradients)`,
+        `weight` is what they count, `carried` goes on to the next part, `aux` is joined.
       batch: leaves [examples, ...].
       size: examples of a part; the last one may have fewer.
       carried: for the first part.
@@ -83,19 +83,23 @@ def in_microbatches(part: Part, batch: Any, size: int, carried: Any) -> tuple[ja
         joined.append(aux)
         sizes.append(rest)
     weight, sums, carried = state
-    return weight, jax.tree.map(lambda leaf: leaf / weight, sums), carried, _joined(joined, sizes)
+    return weight, _divided(sums, weight), carried, _joined(joined, sizes)
 
 
 def replica_mean(means: Any, weight: jax.Array, axis: str) -> Any:
-    """Averages means over a mapped axis, each replica counted with its weight."""
-    sums, weight = lax.psum((weighted(means, weight), weight), axis)
-    # Without any weight at all the gradient is zero, as that of a mean over nothing is on one device.
-    return jax.tree.map(lambda leaf: leaf / jnp.where(weight == 0, 1, weight), sums)
+    """Averages `(loss, gradients)` over a mapped axis, each replica counted with its weight."""
+    return _divided(*lax.psum((weighted(means, weight), weight), axis))
 
 
 def weighted(means: Any, weight: jax.Array) -> Any:
     """Multiplies means with their weight; without any, a mean is 0 / 0 and counts for nothing."""
     return jax.tree.map(lambda leaf: jnp.where(weight == 0, 0, leaf.astype(_wide(leaf.dtype)) * weight), means)
+
+
+def _divided(sums: tuple[Any, Any], weight: jax.Array) -> tuple[Any, Any]:
+    """Divides `(loss, gradients)` by their weight; without any, the loss is NaN and the gradient 0, as of one batch."""
+    loss, gradients = sums
+    return loss / weight, jax.tree.map(lambda leaf: leaf / jnp.where(weight == 0, 1, weight), gradients)
 
 
 def _first(tree: Any) -> Any:

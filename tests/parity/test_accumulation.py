@@ -279,3 +279,11 @@ def test_an_accumulated_run_resumes_at_the_place_of_a_torch_loader_bit_for_bit(t
     whole = fit("whole")
     assert int(fit("part", callbacks=[Stop()]).state.step) == 3
     assert bits(fit("part", resume="auto").state) == bits(whole.state)
+
+
+@pytest.mark.parametrize("policy", [{}, {"microbatches": 4}, {"microbatch_size": 5}])
+def test_a_batch_without_any_weight_has_no_gradient_and_a_mean_of_nothing_however_it_is_cut(policy):
+    state, batch = masked_state(jnp.float32).with_policy(**policy), masked_batch(dtype=np.float32)
+    (loss, _), grads = jax.jit(lj.value_and_grad(masked_loss))(state, batch | {"mask": np.zeros_like(batch["mask"])})
+    assert np.isnan(loss)
+    close(grads, jax.tree.map(jnp.zeros_like, state.params))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -300,6 +301,12 @@ def _as_array(leaf: Any, path: str, name: str, where: str) -> Any:
     if isinstance(leaf, jax.Array):
         return leaf
     array = np.asarray(leaf) if hasattr(leaf, "__array__") or isinstance(leaf, bool | int | float) else None
+    if array is None and dataclasses.is_dataclass(leaf):
+        kind = type(leaf).__name__
+        raise DataError(
+            f"{name} gave {where} with the dataclass {kind}{f' at {path!r}' if path else ''}, into which JAX does not "
+            f"look; register it: put @jax.tree_util.register_dataclass above {kind}, or make it a NamedTuple."
+        )
     if array is None or array.dtype.kind in "OUSMm":
         raise DataError(
             f"{name} gave {where} with {a_or_an(type(leaf).__name__)} at {path!r}, which is no array of numbers; "

@@ -1,5 +1,7 @@
 """What the user gets wrong is said in one message that names what was written."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -116,6 +118,15 @@ def test_a_batch_of_another_shape_is_named_with_its_number(second, text):
 def test_a_batch_that_is_no_array_is_named():
     with pytest.raises(lj.DataError, match=r"train_data gave batch 0 of epoch 0 with a str at 'x'"):
         quiet(max_epochs=1).fit(linear_task(), [{"x": "a"}])
+
+
+def test_a_dataclass_that_jax_does_not_know_is_named():
+    @dataclasses.dataclass
+    class Pair:
+        x: np.ndarray
+
+    with pytest.raises(lj.DataError, match=r"the dataclass Pair, .*put @jax.tree_util.register_dataclass above Pair"):
+        quiet(max_epochs=1).fit(linear_task(), [Pair(np.zeros((4, 5), np.float32))])
 
 
 def test_an_empty_loader_is_named():

@@ -299,6 +299,22 @@ def test_an_evaluation_within_an_epoch_may_be_the_best(tmp_path, capsys, argumen
     assert "ModelCheckpoint: step 5 saved, " in capsys.readouterr().out
 
 
+def test_a_run_goes_on_after_an_evaluation_within_an_epoch(tmp_path):
+    def fit(name, resume=None):
+        callbacks = [lj.EarlyStopping("val/loss", patience=9), lj.ModelCheckpoint("val/loss", save_top_k=-1)]
+        arguments = dict(enable_checkpointing=True, default_root_dir=tmp_path / name)
+        trainer = quiet(max_epochs=2, val_check_interval=2, callbacks=callbacks, **arguments)
+        result = trainer.fit(linear_task(), loader(), loader(8), resume=resume)
+        return result, [(row["step"], row["val/loss"]) for row in result.history if "val/loss" in row], callbacks[0]
+
+    whole, evaluated, stopping = fit("whole")
+    assert [step for step, _ in evaluated] == [2, 4, 5, 7, 9, 10]
+    resumed, again, stopping_again = fit("resumed", whole.directory / "checkpoints" / "step_7")
+    assert again == evaluated  # none twice, none left out
+    assert bits(resumed.state) == bits(whole.state)
+    assert stopping_again.state_dict() == stopping.state_dict()
+
+
 def test_what_is_saved_between_evaluations_is_kept_where_all_is(tmp_path):
     keeper = lj.ModelCheckpoint(every_n_train_steps=2, every_n_epochs=0, save_top_k=-1)
     quiet(max_epochs=1, callbacks=keeper, enable_checkpointing=True, default_root_dir=tmp_path).fit(

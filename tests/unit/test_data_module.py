@@ -4,6 +4,7 @@ import dataclasses
 import sys
 import types
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -110,10 +111,16 @@ class Batch:
     y: np.ndarray
 
 
+class Pair(NamedTuple):
+    x: np.ndarray
+    y: np.ndarray
+
+
 KINDS = {
     "dict": (lambda x, y: {"x": x, "y": y}, lambda batch: batch),
     "tuple": (lambda x, y: (x, y), lambda batch: {"x": batch[0], "y": batch[1]}),
     "dataclass": (Batch, lambda batch: {"x": batch.x, "y": batch.y}),
+    "named tuple": (Pair, Pair._asdict),
 }
 
 

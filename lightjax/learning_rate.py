@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -70,6 +70,28 @@ def named_learning_rates(state: Any) -> dict[str, jax.Array]:
         for path, one in train_states(state).items()
         for name, rate in learning_rates(one.optimizer, one.opt_state).items()
     }
+
+
+def injected_hyperparameters(state: Any, kinds: Mapping[str, Sequence[str]]) -> dict[str, jax.Array]:
+    """Reads what `optax.inject_hyperparams` keeps in the optimizers of every `TrainState`; pure, may be traced.
+
+    Args:
+      state: any pytree that holds them.
+      kinds: names in the optimizer of which the first there is counts, by the name in the result.
+
+    Returns:
+      Scalars by kind, with a path where there are several.
+    """
+    found = {}
+    for path, one in train_states(state).items():
+        nodes = [(at, node) for at, node in jax.tree_util.tree_leaves_with_path(one.opt_state, is_leaf=_is_injected)]
+        nodes = [(at, node.hyperparams) for at, node in nodes if _is_injected(node)]
+        for kind, names in kinds.items():
+            for at, kept in nodes:
+                if (name := next((name for name in names if name in kept), None)) is not None:
+                    place = _tree.leaf_path(at) if len(nodes) > 1 else ""
+                    found["/".join(filter(None, (kind, path, place)))] = kept[name] + 0
+    return found
 
 
 def _is_injected(node: Any) -> bool:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from lightjax.callbacks.callback import Callback, Stage
 from lightjax.errors import ConfigurationError
-from lightjax.learning_rate import named_learning_rates
+from lightjax.learning_rate import injected_hyperparameters, named_learning_rates
 
 if TYPE_CHECKING:
     from lightjax.run import Run
@@ -24,15 +24,26 @@ class LearningRateMonitor(Callback):
     Args:
       every_n_steps: how often; as often as training metrics when None, at the end of each epoch when 0.
       schedule: `step -> learning rate`, for an optimizer in which no schedule can be found.
+      log_momentum: report `momentum` as well, or the first moment's decay `b1`, as `optax.inject_hyperparams` keeps it.
+      log_weight_decay: report `weight_decay` likewise.
 
     Raises:
-      ConfigurationError: (when the run begins) there is no learning rate to be found.
+      ConfigurationError: (when the run begins) no learning rate is found, or nothing else that is asked for.
     """
 
-    def __init__(self, every_n_steps: int | None = None, *, schedule: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        *,
+        schedule: Callable[[Any], Any] | None = None,
+        log_momentum: bool = False,
+        log_weight_decay: bool = False,
+    ) -> None:
         self._wanted = every_n_steps
         self.every_n_steps = every_n_steps or None
         self.schedule = schedule
+        self._others = {"momentum": ("momentum", "b1")} if log_momentum else {}
+        self._others |= {"weight_decay": ("weight_decay",)} if log_weight_decay else {}
 
     def setup(self, run: Run, stage: Stage) -> None:
         """Finds the learning rates."""
@@ -40,7 +51,13 @@ class LearningRateMonitor(Callback):
             return
         self.every_n_steps = run.trainer.log_every_n_steps if self._wanted is None else self._wanted or None
         self._read = jax.jit(self._rates)
-        if not jax.eval_shape(self._rates, run.state):
+        found = jax.eval_shape(self._rates, run.state)
+        if missing := [kind for kind in self._others if not any(name.startswith(kind) for name in found)]:
+            raise ConfigurationError(
+                f"LearningRateMonitor found no {' and no '.join(missing)} in the state's optimizers; build the "
+                f"optimizer with optax.inject_hyperparams, or leave out log_{missing[0]}=True."
+            )
+        if not found:
             raise ConfigurationError(
                 "LearningRateMonitor found no learning rate in the state's optimizers; name the schedule, "
                 "LearningRateMonitor(schedule=...), or use optax.inject_hyperparams."
@@ -56,6 +73,7 @@ class LearningRateMonitor(Callback):
             run.log(self._read(run.state))
 
     def _rates(self, state: Any) -> dict[str, jax.Array]:
+        others = injected_hyperparameters(state, self._others)
         if self.schedule is not None:
-            return {"learning_rate": jnp.float32(self.schedule(state.step))}
-        return named_learning_rates(state)
+            return {"learning_rate": jnp.float32(self.schedule(state.step))} | others
+        return named_learning_rates(state) | others

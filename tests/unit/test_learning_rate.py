@@ -84,3 +84,14 @@ def test_an_optimizer_without_a_rate_asks_for_the_schedule():
     result = quiet(max_epochs=1, callbacks=monitor).fit(task(optax.scale_by_adam()), loader())
     assert [row["learning_rate"] for row in result.history if "learning_rate" in row] == pytest.approx([0.8, 0.6])
     assert not jax.tree.leaves(monitor.state_dict())
+
+
+def test_momentum_and_weight_decay_are_reported_where_they_are_kept():
+    monitor = lj.LearningRateMonitor(2, log_momentum=True, log_weight_decay=True)
+    optimizer = optax.inject_hyperparams(optax.adamw)(0.1, b1=0.8, weight_decay=SCHEDULE)
+    result = quiet(max_epochs=1, callbacks=[monitor, lj.EMA(0.9)]).fit(task(optimizer), loader())
+    found = [row for row in result.history if "momentum" in row]
+    assert [row["momentum"] for row in found] == pytest.approx([0.8, 0.8])
+    assert [row["weight_decay"] for row in found] == pytest.approx([0.9, 0.7])  # those of that step
+    with pytest.raises(lj.ConfigurationError, match=r"found no momentum and no weight_decay .*leave out log_momentum"):
+        quiet(max_epochs=1, callbacks=monitor).fit(task(optax.sgd(SCHEDULE)), loader())

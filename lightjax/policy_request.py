@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightjax import _tree
 from lightjax.errors import ConfigurationError
 from lightjax.metrics import batch_size
-from lightjax.train_states import map_train_states, train_states
+from lightjax.train_states import map_train_states, precision_of, train_states
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class PolicyRequest:
         """Sets what is asked for on every `TrainState` in a state.
 
         Raises:
-          ConfigurationError: the state has none, or something does not belong to its parameters.
+          ConfigurationError: the state has none, or something does not belong to its parameters: a pattern of
+            `Precision.keep` has to be found in those of one `TrainState` at least.
         """
         asked = [f"{name}={value!r}" for name, value in self.changes.items()]
         asked += [f"microbatches={self.microbatches}"] if self.microbatches > 1 else []
@@ -43,7 +46,10 @@ class PolicyRequest:
                 "lj.TrainState.create(...) from init, alone or within a pytree, or do it in train_step and leave the "
                 "arguments out."
             )
-        return map_train_states(lambda one: one.with_policy(**self.changes), state)
+        changed = map_train_states(lambda one: one.with_policy(**self.changes), state)
+        if "precision" in self.changes:
+            _check_kept(changed)
+        return changed
 
     def for_batches(self, state: Any, batch: Any) -> Any:
         """Says how many examples a microbatch has, given a batch of the loader.
@@ -63,3 +69,13 @@ class PolicyRequest:
             )
         size = examples // self.microbatches
         return map_train_states(lambda one: one.with_policy(microbatch_size=size), state)
+
+
+def _check_kept(state: Any) -> None:
+    """Checks that every pattern of `Precision.keep` keeps something: a misspelt one would silently keep nothing."""
+    names = [name for one in train_states(state).values() for name in _tree.named_leaves(one.params)]
+    for pattern in precision_of(state).keep:
+        if not any(re.search(pattern, name) for name in names):
+            raise ConfigurationError(
+                f"Precision(keep={pattern!r}) is found in no parameter's path; there are {', '.join(names)}."
+            )

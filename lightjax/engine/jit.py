@@ -264,7 +264,10 @@ class JitEngine(PureEngine):
         traced = self._traced[stage]
         traced.unannounced.append(steps.signature)
         if len(traced.unannounced) > 1:
-            change = _tree.difference(traced.batch, jax.eval_shape(lambda steps: steps.batch(0), steps))
+            batch = jax.eval_shape(lambda steps: steps.batch(0), steps)
+            # Of accumulated batches, the step was traced with one: a group may be as large.
+            path, leaf = next(iter(_tree.named_leaves(batch).items()))
+            change = _tree.difference(traced.batch, batch) or f"leaf {path!r} is {_tree.describe(leaf)}"
             text = (
                 f"The {stage} step is compiled for the {len(traced.programs) + 1}. time, for batches of another size: "
                 f"{change}. The last compilation took {self.compile_s:.2g} s; give batches of one size "

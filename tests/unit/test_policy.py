@@ -325,6 +325,12 @@ def test_a_precision_that_cannot_be_is_named(arguments, message):
         lj.Precision(**arguments)
 
 
+def test_a_pattern_that_keeps_nothing_is_named():
+    precision = lj.Precision(compute="bfloat16", keep=["w", "nrom"])
+    with pytest.raises(lj.ConfigurationError, match=r"keep='nrom'\) is found in no parameter's path; there are "):
+        quiet(max_epochs=1, precision=precision).fit(linear_task(), lj.ArrayLoader(linear_data(8), 4))
+
+
 def test_a_loss_scaling_that_cannot_be_is_named():
     with pytest.raises(lj.ConfigurationError, match="initial=0: give a number above 0; backoff_factor=2: give a"):
         lj.LossScaling(initial=0, backoff_factor=2)

@@ -112,6 +112,13 @@ def test_a_second_odd_batch_size_warns_and_names_the_leaf_or_raises_when_strict(
         quiet(max_epochs=2, strict=True).fit(linear_task(), [*batches[:3], batches[0], batches[1]])
 
 
+def test_a_group_as_large_as_one_batch_is_named_where_it_has_to_be_compiled():
+    data = linear_data(24)
+    batches = [{name: leaf[:size] for name, leaf in data.items()} for size in (6, 6, 5, 6, 6)]
+    with pytest.warns(UserWarning, match=r"for the 3\. time, for batches of another size: leaf 'x' is float32\[6,5\]"):
+        quiet(max_steps=3, accumulate_grad_batches=2).fit(linear_task(), batches)
+
+
 def test_nothing_is_compiled_after_the_first_epoch():
     compiled = []
 

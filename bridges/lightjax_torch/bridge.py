@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lightjax.errors import ConfigurationError
+from lightjax_torch.processes import joined
 from lightjax_torch.task import TorchTask
 
 MALICIOUS = ("2.6.2", "2.6.3")
@@ -19,6 +20,9 @@ def from_torch(
     module: torch.nn.Module,
     backend: str | Callable[..., Any] = "eager",
     device: str | torch.device = "auto",
+    *,
+    use_distributed_sampler: bool = True,
+    find_unused_parameters: bool = False,
     **options: Any,
 ) -> Any:
     """Makes a task of a module, for `Trainer.fit`, `validate`, `test` and `predict`.
@@ -28,6 +32,10 @@ def from_torch(
       backend: "eager" runs torch as it is; the name of a torch.compile backend, such as "inductor", or a function,
         compiles the steps; "jax" makes a pure JAX task of the module.
       device: "auto" for a GPU where there is one, or a device of torch's. Not for "jax".
+      use_distributed_sampler: where torchrun, SLURM or MPI started several processes, give each its share of the data;
+        False leaves the loaders alone. Not for "jax".
+      find_unused_parameters: of DistributedDataParallel, for steps that leave parameters without gradients. Not for
+        "jax".
       **options: for backend="jax".
 
     Returns:
@@ -64,7 +72,16 @@ def from_torch(
         return port_task(module, **options)
     if options:
         raise ConfigurationError(f"from_torch got {sorted(options)}, which are options of backend='jax'.")
-    return TorchTask(module, _backend(backend), _device(device))
+    found = _backend(backend)
+    processes = joined()
+    return TorchTask(
+        module,
+        found,
+        _device(device, processes.local_rank if not processes.alone else 0),
+        processes,
+        use_distributed_sampler=use_distributed_sampler,
+        find_unused_parameters=find_unused_parameters,
+    )
 
 
 def _backend(backend: str | Callable[..., Any]) -> str | Callable[..., Any]:
@@ -88,12 +105,15 @@ def _backend(backend: str | Callable[..., Any]) -> str | Callable[..., Any]:
     return backend
 
 
-def _device(device: str | torch.device) -> torch.device:
+def _device(device: str | torch.device, local_rank: int = 0) -> torch.device:
     there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
         there.append("mps")
-    if device == "auto":
-        return torch.device(there[1].partition(":")[0] if len(there) > 1 else "cpu")
+    kind = there[1].partition(":")[0] if len(there) > 1 and device == "auto" else device
+    if local_rank and kind == "cuda":
+        device = f"cuda:{local_rank}"
+    elif device == "auto":
+        return torch.device(str(kind) if len(there) > 1 else "cpu")
     try:
         found = torch.device(device)
     except RuntimeError as error:

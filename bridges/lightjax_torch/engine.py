@@ -27,6 +27,7 @@ from lightjax_torch.numerics import Numerics, to_device
 from lightjax_torch.optimization import Scheduler
 from lightjax_torch.preparation import Preparation
 from lightjax_torch.profiling import TorchTracer
+from lightjax_torch.replica import Replica
 from lightjax_torch.state import TorchState, load_optimizer, optimizer_rest
 from lightjax_torch.train_step import TrainStep
 from lightjax_torch.trainer_view import TrainerView
@@ -73,6 +74,7 @@ class TorchEngine:
         self.trainer = trainer
         self.module: Any = task.module
         self.device = task.device
+        self.processes = task.processes
         self.tracer = TorchTracer(task.device, task.backend)
         asked = dict(trainer.policy)
         self.numerics = Numerics(asked.pop("precision", None), self.device)
@@ -98,6 +100,7 @@ class TorchEngine:
         self.stage: str | None = None
         self.epoch = self.steps = self.optimizer_steps = 0
         self.last_batch = False
+        self.replica: Replica | None = None
         self.optimizers: list[torch.optim.Optimizer] = []
         self.wrapped: list[Any] = []
         self.schedulers: list[Scheduler] = []
@@ -185,7 +188,7 @@ class TorchEngine:
         dtypes = ", ".join(sorted({str(one.dtype).removeprefix("torch.") for one in self.module.parameters()}))
         compute = f", compute {str(self.numerics.dtype).removeprefix('torch.')}" if self.numerics.mixed else ""
         return {
-            "devices": f"1 x {name}, torch {torch.__version__}, backend {backend!r}",
+            "devices": f"{self.processes.count} x {name}, torch {torch.__version__}, backend {backend!r}",
             "precision": f"parameters {dtypes or 'none'}{compute} ({self.numerics.name})",
         }
 
@@ -274,7 +277,7 @@ class TorchEngine:
         if isinstance(vectors, StepValues):
             self.log.check_loss(vectors)
             return logs.read(vectors.values)
-        return logs.read(vectors.freeze())
+        return logs.read(vectors.freeze(self.processes))
 
     def metric_names(self, stage: str) -> list[str]:
         """Returns []: a module logs what it logs."""
@@ -283,6 +286,7 @@ class TorchEngine:
     def close(self) -> None:
         """Lets the module go."""
         self.stage = None
+        self.replica = None
         detached(self.module)
 
     # What its parts use.

@@ -59,8 +59,9 @@ class ModuleHooks(Callback):
         self._random = random_states.states()
 
     def on_sanity_check_end(self, run: Run) -> None:
-        """Puts the random numbers back to where they were."""
+        """Puts the random numbers back to where they were, and forgets what was logged."""
         random_states.set_states(self._random)
+        self._engine.log.newest.clear()
 
     def on_train_start(self, run: Run) -> None:
         """Begins to read the training data and calls the module's hook."""
@@ -168,12 +169,14 @@ class ModuleHooks(Callback):
         engine.outputs_of_evaluation = [] if overridden(engine.module, f"{stage}_epoch_end") else None
         self._modes = {part: part.training for part in engine.module.modules()}
         engine.calls.call(f"on_{stage}_model_eval", default=engine.module.eval)
+        if engine.replica is not None:
+            engine.replica.share_buffers()
         engine.calls.call(f"on_{stage}_start")
 
     def _end_epoch(self, run: Run, stage: str) -> None:
         engine = self._engine
         for log in engine.log.evaluated:
-            engine.log.freeze(log, silent=run.sanity_checking)
+            engine.log.freeze(log)
             log.reset()
         engine.log.evaluated = []
         with self._late(run, engine.log.hooks):

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
+
 from lightjax.data import passes
 from lightjax.data.grouped import Accumulation
 from lightjax.data.passes import Pass
@@ -19,6 +21,7 @@ from lightjax.data.stretch import Cursor, Stretch
 from lightjax.data.workers import iterate
 from lightjax.errors import CheckpointError, ConfigurationError, DataError
 from lightjax_torch import random_states
+from lightjax_torch.samplers import with_sampler
 
 # A loader is asked for its place every so many batches; the batches since are read again when a run is resumed.
 BATCHES_BETWEEN_MARKS = 16
@@ -83,6 +86,7 @@ class LoaderSource:
         known = [number for number in (self._limit, length) if number is not None]
         self._batches = min(known) if length is not None else None
         self._cut: int | None = None
+        self.own_place: Any = None
         self._begun: _Reading | None = None
 
     @property
@@ -103,6 +107,10 @@ class LoaderSource:
         if self._begun is None:
             self._begun = self._read(epoch)
 
+    def draw(self) -> None:
+        """Draws what beginning a pass draws, in vain."""
+        passes.begin(self._open(), 0)
+
     def epoch(self, index: int, start: int = 0) -> Cursor:
         """Returns a cursor at the beginning of an epoch, or where `resume` left it."""
         self._cut = None
@@ -116,6 +124,8 @@ class LoaderSource:
         """
         if epoch == batch == 0:
             return
+        # Where this process was; the place that the run kept is that of process 0.
+        place = self.own_place or place
         if place is None:
             raise CheckpointError(
                 f"The checkpoint says nothing of where {self.name} was: it is not of a run of a torch module; begin a "
@@ -311,21 +321,24 @@ def train_source(
     if overfit:
         length = _length(data)
         count = overfit if isinstance(overfit, int) else max(1, int((length or 1) * overfit))
-        data, limit = list(itertools.islice(iter(_in_order(data)), count)), None
+        data, limit = in_order(data), count
+        if not isinstance(data, DataLoader):
+            data = list(itertools.islice(iter(data), count))
     found = LoaderSource(data, "train_data", limit, accumulation)
     if found.batches == 0:
         raise DataError("train_data is empty: it gives no batch; pass a loader with at least one batch.")
     return found
 
 
-def _in_order(loader: Any) -> Any:
-    """Returns a DataLoader that shuffles as one that does not: overfitting needs the same batches again."""
-    sampler = type(getattr(loader, "sampler", None)).__name__
-    if sampler != "RandomSampler":
+def in_order(loader: Any) -> Any:
+    """Returns a DataLoader that shuffles, or several, as ones that do not: overfitting needs the same batches again."""
+    if isinstance(loader, list | tuple) and loader and all(is_loader(one) for one in loader):
+        return [in_order(one) for one in loader]
+    if isinstance(loader, dict):
+        return {name: in_order(one) for name, one in loader.items()}
+    if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, RandomSampler):
         return loader
-    from torch.utils.data import DataLoader
-
-    return DataLoader(loader.dataset, loader.batch_size, collate_fn=loader.collate_fn, drop_last=loader.drop_last)
+    return with_sampler(loader, SequentialSampler(loader.dataset))  # pyright: ignore[reportArgumentType]
 
 
 def _length(data: Any) -> int | None:

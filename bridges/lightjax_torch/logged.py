@@ -10,6 +10,7 @@ import jax
 import torch
 
 from lightjax.errors import MetricError
+from lightjax_torch.processes import Processes
 
 # Where a value goes if the call does not say: (on_step, on_epoch), by the method it is logged in.
 _BY_BATCH = {"training_step": (True, False), "on_train_batch_start": (True, False), "on_train_batch_end": (True, False)}
@@ -33,17 +34,27 @@ class Logged:
     frozen: dict[str, torch.Tensor] | None = None
 
     def add(
-        self, name: str, value: Any, *, on_step: bool, on_epoch: bool, reduce: Any, batch_size: Callable[[], int]
+        self,
+        name: str,
+        value: Any,
+        *,
+        on_step: bool,
+        on_epoch: bool,
+        reduce: Any,
+        batch_size: Callable[[], int],
+        sync: Processes | None = None,
     ) -> None:
-        """Takes a value; nothing waits for the device."""
+        """Takes a value; nothing waits for the device, unless it is reduced over several processes at once (`sync`)."""
         forked = on_step and on_epoch
         if isinstance(value, torch.Tensor):
             if on_step:
-                self.steps[f"{name}_step" if forked else name] = value.clone()
+                self.steps[f"{name}_step" if forked else name] = (
+                    value.clone() if sync is None else sync.reduced(value, reduce_op=_NAMES.get(reduce, reduce))
+                )
             if on_epoch:
                 running = self.running.get(name)
                 if running is None:
-                    running = self.running[name] = Running(reduce, forked)
+                    running = self.running[name] = Running(reduce, forked, sync is not None)
                 running.update(value, batch_size)
             return
         # A torchmetrics object: it has gathered the epoch itself.
@@ -52,10 +63,13 @@ class Logged:
         if on_epoch:
             self.running.setdefault(name, Running(value, forked))
 
-    def freeze(self) -> dict[str, torch.Tensor]:
-        """Reduces the epoch, once."""
+    def freeze(self, processes: Processes | None = None) -> dict[str, torch.Tensor]:
+        """Reduces the epoch, once; of several processes, together: waits for all of them."""
         if self.frozen is None:
-            self.frozen = {f"{name}_epoch" if one.forked else name: one.compute() for name, one in self.running.items()}
+            running = self.running
+            if processes is not None and not processes.alone:
+                running = together(running, processes)
+            self.frozen = {f"{name}_epoch" if one.forked else name: one.compute() for name, one in running.items()}
         return self.frozen
 
     def reset(self) -> None:
@@ -84,7 +98,8 @@ class Running:
     The arithmetic is Lightning's, so that the numbers are.
     """
 
-    def __init__(self, reduce: Any, forked: bool) -> None:
+    def __init__(self, reduce: Any, forked: bool, sync: bool = False) -> None:
+        self.sync = sync
         self.reduce: Any = _NAMES.get(reduce, reduce) if not hasattr(reduce, "compute") else reduce
         self.forked = forked
         self.total: torch.Tensor | None = None
@@ -121,6 +136,34 @@ class Running:
         """Lets a metric forget the epoch."""
         if hasattr(self.reduce, "reset"):
             self.reduce.reset()
+
+
+def together(running: Mapping[str, Running], processes: Processes) -> dict[str, Running]:
+    """Returns what the processes gathered in an epoch, the same in all of them.
+
+    What was logged with `sync_dist=True` is reduced over them; anything else is that of the first process that logged
+    it, so that whoever decides by it decides alike everywhere. Metric objects reduce themselves.
+    """
+    metrics = {name: one for name, one in running.items() if not isinstance(one.reduce, str)}
+    mine = [
+        (name, one.reduce, one.forked, one.sync, None if one.total is None else one.total.cpu(), one.weight)
+        for name, one in running.items()
+        if name not in metrics
+    ]
+    found: dict[str, Running] = {}
+    for part in processes.gathered(mine):
+        for name, reduce, forked, sync, total, weight in part:
+            if name not in found:
+                found[name] = one = Running(reduce, forked, sync)
+                one.total, one.weight = total, weight
+            elif sync:
+                one = found[name]
+                one.weight += weight
+                join = {"min": torch.minimum, "max": torch.maximum}.get(reduce, torch.add)
+                assert one.total is not None
+                assert total is not None
+                one.total = join(one.total, total)
+    return found | metrics
 
 
 _NAMES = {

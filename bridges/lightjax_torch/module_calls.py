@@ -86,6 +86,11 @@ class ModuleCalls:
         return batch
 
 
+def is_automatic(module: Any) -> bool:
+    """Says whether the engine steps the optimizer, and not the module."""
+    return getattr(module, "automatic_optimization", True)
+
+
 def overridden_in(owner: Any, name: str) -> bool:
     """Says whether an object, which may be None, has a method of its own."""
     return owner is not None and overridden(owner, name)

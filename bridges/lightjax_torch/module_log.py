@@ -75,12 +75,11 @@ class ModuleLog:
         """Goes on with the epoch of training."""
         self.current = self.train
 
-    def freeze(self, log: Logged, *, silent: bool = False) -> dict[str, torch.Tensor]:
+    def freeze(self, log: Logged) -> dict[str, torch.Tensor]:
         """Ends what was gathered; the values are the newest of their names."""
-        found = log.freeze()
-        if not silent:
-            self.newest.update(found)
-            self.newest.update({name: found[f"{name}_epoch"] for name, one in log.running.items() if one.forked})
+        found = log.freeze(self._engine.processes)
+        self.newest.update(found)
+        self.newest.update({name: found[f"{name}_epoch"] for name, one in log.running.items() if one.forked})
         return found
 
     def log(
@@ -101,11 +100,21 @@ class ModuleLog:
         rank_zero_only: bool = False,
     ) -> None:
         """Takes a value (`self.log`); nothing waits for the device."""
+        processes = self._engine.processes
+        if rank_zero_only and processes.rank:
+            return
         step, epoch = logs.levels(self._engine.calls.hook, name, on_step, on_epoch)
         if isinstance(value, Mapping):
             for key, part in value.items():
                 self.log(
-                    f"{name}.{key}", part, on_step=step, on_epoch=epoch, reduce_fx=reduce_fx, batch_size=batch_size
+                    f"{name}.{key}",
+                    part,
+                    on_step=step,
+                    on_epoch=epoch,
+                    reduce_fx=reduce_fx,
+                    batch_size=batch_size,
+                    sync_dist=sync_dist,
+                    rank_zero_only=rank_zero_only,
                 )
             return
         if add_dataloader_idx and len(self.loaders) > 1 and self._engine.stage != "train" and self.batch is not None:
@@ -117,6 +126,7 @@ class ModuleLog:
             on_epoch=epoch,
             reduce=reduce_fx,
             batch_size=self._examples if batch_size is None else lambda: int(batch_size),
+            sync=processes if sync_dist and not processes.alone else None,
         )
 
     def log_dict(self, dictionary: Any, *args: Any, **kwargs: Any) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def notes(engine: TorchEngine) -> dict[str, Any]:
-    """Returns what a checkpoint keeps beside the arrays, as JSON.
+    """Returns what a checkpoint keeps beside the arrays, as JSON; of several processes, what each of them keeps.
 
     Raises:
       CheckpointError: something in it would need a pickle; it is named.
@@ -28,6 +28,19 @@ def notes(engine: TorchEngine) -> dict[str, Any]:
         "schedulers": [one.scheduler.state_dict() for one in engine.schedulers],
         "scaler": None if engine.numerics.scaler is None else engine.numerics.scaler.state_dict(),
         "optimizer_steps": engine.optimizer_steps,
+        **_of_process(engine),
+        "module": _saved_by_module(engine),
+    }
+    processes = engine.processes
+    if not processes.alone:
+        place = None if engine.run is None else engine.run.place
+        found["processes"] = processes.gathered(_encoded(engine, _of_process(engine)) | {"place": place})
+    return _encoded(engine, found)
+
+
+def _of_process(engine: TorchEngine) -> dict[str, Any]:
+    """Returns what every process has of its own: random numbers, and what it gathered in the epoch."""
+    return {
         "random": random_states.states() if engine.resumed_random is None else engine.resumed_random,
         "newest": dict(engine.log.newest),
         "epoch": [
@@ -40,8 +53,15 @@ def notes(engine: TorchEngine) -> dict[str, Any]:
             | {"_update_count": metric._update_count}
             for name, metric in _torchmetrics(engine).items()
         },
-        "module": _saved_by_module(engine),
     }
+
+
+def _encoded(engine: TorchEngine, found: dict[str, Any]) -> dict[str, Any]:
+    """Returns notes as JSON.
+
+    Raises:
+      CheckpointError: something in them would need a pickle; it is named.
+    """
     kept = {}
     for name, value in found.items():
         try:
@@ -57,7 +77,7 @@ def notes(engine: TorchEngine) -> dict[str, Any]:
 
 def restore_notes(engine: TorchEngine, notes: dict[str, Any]) -> None:
     """Takes back what `notes` returned."""
-    found = {name: decode(value) for name, value in notes.items()}
+    found = {name: decode(value) for name, value in notes.items()} | _own(engine, notes)
     for number, (optimizer, rest) in enumerate(zip(engine.optimizers, found["optimizers"], strict=True)):
         load_optimizer(optimizer, engine.restored_optimizers.get(str(number), {}), rest)
     engine.restored_optimizers = {}
@@ -79,6 +99,23 @@ def restore_notes(engine: TorchEngine, notes: dict[str, Any]) -> None:
         for state, value in found["metrics"].get(name, {}).items():
             setattr(metric, state, to_device(value, engine.device))
     engine.calls.call("on_load_checkpoint", _checkpoint_dict(engine) | (found["module"] or {}))
+
+
+def _own(engine: TorchEngine, notes: dict[str, Any]) -> dict[str, Any]:
+    """Returns what this process kept, and finds its place in the data."""
+    parts = decode(notes.get("processes"))
+    before, now = 1 if parts is None else len(parts), engine.processes
+    if before != now.count:
+        raise CheckpointError(
+            f"The checkpoint is of {before} process{'es' if before > 1 else ''}, and {now.count} go on with it: each "
+            "keeps random numbers and a place in the data of its own. Resume with as many, or begin a new run with the "
+            "weights (state=)."
+        )
+    if parts is None:
+        return {}
+    mine = parts[now.rank]
+    engine.data.train.own_place = mine.pop("place")
+    return {name: decode(value) for name, value in mine.items()}
 
 
 def _torchmetrics(engine: TorchEngine) -> dict[str, Any]:

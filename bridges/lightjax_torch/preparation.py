@@ -14,9 +14,11 @@ from lightjax.training import steps_of
 from lightjax_torch import random_states
 from lightjax_torch.attachment import attached
 from lightjax_torch.hooks import ModuleHooks, overridden
-from lightjax_torch.loader_source import LoaderSource, sources, train_source
-from lightjax_torch.module_calls import overridden_in
+from lightjax_torch.loader_source import LoaderSource, in_order, sources, train_source
+from lightjax_torch.module_calls import is_automatic, overridden_in
 from lightjax_torch.optimization import configured, stepped_by_module
+from lightjax_torch.replica import Replica
+from lightjax_torch.samplers import shared
 
 if TYPE_CHECKING:
     from lightjax_torch.engine import TorchEngine
@@ -59,6 +61,12 @@ class Preparation:
         self._engine.steps = self._engine.optimizer_steps = 0
         self._engine.log.newest.clear()
         self._configure_optimizers_later(train_data, limits, overfit_batches, accumulation)
+        if not self._engine.processes.alone:
+            self._engine.replica = Replica(
+                self._module,
+                lambda *arguments: self._engine.calls.run_step("training_step", *arguments),
+                find_unused_parameters=self._engine.task.find_unused_parameters,
+            )
         self._engine.calls.call("on_fit_start")
         self._module.zero_grad()
 
@@ -66,7 +74,9 @@ class Preparation:
             if limits["val"] == 0 or not overridden(self._module, "validation_step"):
                 return {}
             loaders = self._loader("val_dataloader") if val_data is None else val_data
-            found = sources(loaders, "val_data", limits["val"])
+            if overfit_batches:
+                loaders = in_order(loaders)
+            found = sources(self._share(loaders, "val_data", "val"), "val_data", limits["val"])
             self._engine.log.loaders = list(found)
             return found
 
@@ -84,7 +94,10 @@ class Preparation:
 
         def renew() -> tuple[Any, Any]:
             self._train_source = None
-            return make()
+            found = make()
+            # Lightning begins a pass over new loaders in vain, which draws.
+            found[0].draw()
+            return found
 
         train, val = make()
         return FitData(
@@ -111,7 +124,7 @@ class Preparation:
         self._set_up("validate" if stage == "val" else stage, datamodule)
         self._engine.log.newest.clear()
         loaders = self._loader(f"{stage}_dataloader") if data is None else data
-        found = sources(loaders, f"{stage} data", limit)
+        found = sources(self._share(loaders, f"{stage} data", stage), f"{stage} data", limit)
         if not found:
             raise ConfigurationError(
                 f"No {stage} data was given; pass data or datamodule, or give the module a {stage}_dataloader()."
@@ -182,11 +195,13 @@ class Preparation:
 
         def request() -> LoaderSource:
             loader = self._loader("train_dataloader") if train_data is None else train_data
-            return train_source(loader, limits["train"], overfit, accumulation)
+            # Which batches are trained on again and again is decided before they are shared.
+            loader = in_order(loader) if overfit else loader
+            return train_source(self._share(loader, "train_data", "train"), limits["train"], overfit, accumulation)
 
         self._request_train = request
         found = self._module.configure_optimizers()
-        automatic = getattr(self._module, "automatic_optimization", True)
+        automatic = is_automatic(self._module)
         self._engine.optimizers, self._engine.schedulers = configured(found, self._module, automatic=automatic)
         self._engine.wrapped = [
             stepped_by_module(one, self._engine.train_step.step_by_module, self._module)
@@ -199,6 +214,13 @@ class Preparation:
                 "gradient_clip_val and accumulate_grad_batches have nothing to act on; do both in training_step "
                 "(self.clip_gradients), and leave the arguments out."
             )
+
+    def _share(self, loader: Any, name: str, stage: str) -> Any:
+        """Returns the part of a loader that this process reads."""
+        engine = self._engine
+        if engine.processes.alone or loader is None or not engine.task.use_distributed_sampler:
+            return loader
+        return shared(loader, name, stage, engine.processes)
 
     def _train_data(self) -> LoaderSource:
         assert self._request_train is not None

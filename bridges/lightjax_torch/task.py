@@ -11,6 +11,7 @@ import torch
 from lightjax.errors import ConfigurationError
 from lightjax_torch.engine import TorchEngine
 from lightjax_torch.lightning_checkpoint import read_checkpoint
+from lightjax_torch.processes import Processes
 from lightjax_torch.state import TorchState
 
 if TYPE_CHECKING:
@@ -24,12 +25,27 @@ class TorchTask:
       module: the module; it is trained in place.
       backend: "eager", or a backend of torch.compile.
       device: where it runs.
+      processes: that train it together.
+      use_distributed_sampler: whether each of them is given its share of the data.
+      find_unused_parameters: of DistributedDataParallel.
     """
 
-    def __init__(self, module: torch.nn.Module, backend: str | Callable[..., Any], device: torch.device) -> None:
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        backend: str | Callable[..., Any],
+        device: torch.device,
+        processes: Processes,
+        *,
+        use_distributed_sampler: bool,
+        find_unused_parameters: bool,
+    ) -> None:
         self.module = module
         self.backend = backend
         self.device = device
+        self.processes = processes
+        self.use_distributed_sampler = use_distributed_sampler
+        self.find_unused_parameters = find_unused_parameters
 
     def engine(self, trainer: Trainer) -> TorchEngine:
         """Returns what runs the module's steps (called by the trainer)."""

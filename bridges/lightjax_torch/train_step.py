@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from lightjax.data.stretch import Stretch
 from lightjax.errors import ConfigurationError, MetricError, StepError
 from lightjax_torch.logged import StepValues
+from lightjax_torch.module_calls import is_automatic
 from lightjax_torch.numerics import clip
 
 if TYPE_CHECKING:
@@ -49,10 +51,10 @@ class TrainStep:
             self._engine.last_batch = True
             self.step_schedulers("epoch", self._engine.epoch, plateau=False)
             return None
-        if getattr(self._module, "automatic_optimization", True):
+        if is_automatic(self._module):
             output = self._optimize(batch, number, group, first=first, steps=steps)
         else:
-            output = self._outputs(self._calls.run_step("training_step", batch, number), needs_loss=False)
+            output = self._outputs(self._training_step(batch, number), needs_loss=False)
         if steps:
             self.step_schedulers("step", number, plateau=False)
         if self._engine.last_batch:
@@ -73,7 +75,7 @@ class TrainStep:
 
         def closure() -> torch.Tensor | None:
             output.clear()
-            found = self._calls.run_step("training_step", batch, number)
+            found = self._training_step(batch, number)
             output.update(self._outputs(found, needs_loss=True))
             loss = found["loss"] if isinstance(found, Mapping) else found
             if first and optimizer is not None:
@@ -83,6 +85,7 @@ class TrainStep:
                 else:
                     optimizer.zero_grad()
             if loss is None:
+                self._check_alone()
                 return None
             if group > 1:
                 loss = loss / group
@@ -91,7 +94,9 @@ class TrainStep:
             return loss
 
         if not steps or optimizer is None:
-            closure()
+            replica = self._engine.replica
+            with nullcontext() if replica is None else replica.unsynchronized():
+                closure()
         elif self._calls.has("optimizer_step"):
             self._calls.call("optimizer_step", self._engine.epoch, number, self._engine.wrapped[0], closure)
         else:
@@ -100,10 +105,25 @@ class TrainStep:
             self._engine.optimizer_steps += 1
         return output
 
+    def _training_step(self, batch: Any, number: int) -> Any:
+        replica = self._engine.replica
+        if replica is not None:
+            return replica.step(batch, number)
+        return self._calls.run_step("training_step", batch, number)
+
+    def _check_alone(self) -> None:
+        if not self._engine.processes.alone:
+            raise StepError(
+                f"{type(self._module).__name__}.training_step returned None, which skips a batch; the other processes "
+                "would wait for its gradient. Return a loss, such as 0.0 * the sum of the outputs."
+            )
+
     def _backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
         if self._engine.numerics.scaler is not None:
             loss = self._engine.numerics.scaler.scale(loss)
         self._calls.call("on_before_backward", loss)
+        if self._engine.replica is not None:
+            self._engine.replica.before_backward(loss)
         if self._calls.has("backward"):
             self._calls.call("backward", loss, *args, **kwargs)
         else:
@@ -131,17 +151,17 @@ class TrainStep:
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ConfigurationError("LBFGS evaluates its closure several times, which loss scaling (16-mixed) cannot.")
         found = torch.enable_grad()(closure)()
-        if getattr(self._module, "automatic_optimization", True) and found is not None:
+        if is_automatic(self._module) and found is not None:
             scaler.unscale_(optimizer)
         self._after_closure(optimizer)
-        if found is not None or not getattr(self._module, "automatic_optimization", True):
+        if found is not None or not is_automatic(self._module):
             scaler.step(optimizer, **kwargs)
             scaler.update()
         return found
 
     def step_by_module(self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any] | None, **kwargs: Any) -> Any:
         """Steps an optimizer for the module: its wrapped optimizer's `step`."""
-        if getattr(self._module, "automatic_optimization", True):
+        if is_automatic(self._module):
             return self._step(optimizer, closure or _nothing, **kwargs)
         hook = self._calls.hook
         found = self._step(optimizer, closure or _nothing, **kwargs)
@@ -151,7 +171,7 @@ class TrainStep:
 
     def _after_closure(self, optimizer: torch.optim.Optimizer) -> None:
         self._calls.call("on_before_optimizer_step", optimizer)
-        if not getattr(self._module, "automatic_optimization", True):
+        if not is_automatic(self._module):
             return
         if self._calls.has("configure_gradient_clipping"):
             self._calls.call(
@@ -177,7 +197,7 @@ class TrainStep:
         Raises:
           MetricError: a metric that a scheduler looks at was not logged.
         """
-        if not getattr(self._module, "automatic_optimization", True):
+        if not is_automatic(self._module):
             return
         for one in self._engine.schedulers:
             due = one.interval == interval and (index + 1) % one.frequency == 0

@@ -12,6 +12,7 @@ import lightjax
 from lightjax.errors import ConfigurationError
 from lightjax.result import FitResult
 from lightjax_torch.bridge import from_torch
+from lightjax_torch.processes import Processes, joined
 
 # Arguments of Lightning's trainer that are gone or called otherwise, and what to write.
 _RENAMED = {
@@ -39,6 +40,22 @@ _RENAMED = {
     "train_percent_check": "limit_train_batches=",
 }
 _DEVICES = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "mps": "mps", "auto": "auto"}
+_STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
+
+
+def _missing(processes: Processes, devices: Any, num_nodes: int) -> list[str]:
+    """Says where there are other processes than were asked for: here nobody starts any."""
+    found = []
+    nodes = max(1, processes.count // processes.local_count)
+    count = len(devices) if isinstance(devices, list) else devices
+    if count not in ("auto", -1, "-1") and str(count) != str(processes.local_count):
+        found.append(
+            f"devices={devices!r}: {processes.local_count} process{'es run' if processes.local_count > 1 else ' runs'} "
+            f"on this machine, each with one device; start several with torchrun --nproc-per-node={count} program.py"
+        )
+    if num_nodes != nodes:
+        found.append(f"num_nodes={num_nodes}: the processes are on {nodes}; start them with torchrun --nnodes or srun")
+    return found
 
 
 class Trainer(lightjax.Trainer):
@@ -46,9 +63,13 @@ class Trainer(lightjax.Trainer):
 
     Args:
       accelerator: "auto", "cpu", "gpu", "cuda" or "mps".
-      devices: 1 or "auto"; more processes are started by torchrun or SLURM.
+      devices: processes on each machine, as torchrun, SLURM or MPI started them; "auto" for as many as there are.
       backend: "eager", or a backend of torch.compile; see `from_torch`.
       device: the device itself, instead of `accelerator`.
+      num_nodes: machines, likewise.
+      strategy: "auto" or "ddp" average gradients by DistributedDataParallel where there are several processes;
+        "ddp_find_unused_parameters_true" where steps leave parameters without gradients.
+      use_distributed_sampler: as for `from_torch`.
       max_epochs: passes over the data; 1000 where neither `max_steps` nor `max_time` is given.
       max_steps: optimizer steps; -1 for no limit.
       num_sanity_val_steps: validation batches tried before training.
@@ -73,6 +94,9 @@ class Trainer(lightjax.Trainer):
         devices: int | str = "auto",
         backend: str = "eager",
         device: str | torch.device | None = None,
+        num_nodes: int = 1,
+        strategy: str = "auto",
+        use_distributed_sampler: bool = True,
         max_epochs: int | None = None,
         max_steps: int | None = -1,
         num_sanity_val_steps: int = 2,
@@ -86,8 +110,10 @@ class Trainer(lightjax.Trainer):
         ]
         if accelerator not in _DEVICES:
             conflicts.append(f"accelerator={accelerator!r}: give one of {', '.join(_DEVICES)}")
-        if devices not in (1, "1", "auto", [0]):
-            conflicts.append(f"devices={devices!r}: a process has one device; start several with torchrun")
+        if strategy not in _STRATEGIES:
+            conflicts.append(f"strategy={strategy!r}: give one of {', '.join(_STRATEGIES)}")
+        if not conflicts:
+            conflicts += _missing(joined(), devices, num_nodes)
         if conflicts:
             raise ConfigurationError(
                 "Trainer cannot do what it was asked for:\n" + "\n".join(f"  {one}" for one in conflicts)
@@ -97,6 +123,8 @@ class Trainer(lightjax.Trainer):
             max_epochs = 1000
         self.backend = backend
         self.device = _DEVICES[accelerator] if device is None else device
+        self.use_distributed_sampler = use_distributed_sampler
+        self.find_unused_parameters = strategy == "ddp_find_unused_parameters_true"
         self._tasks: dict[int, Any] = {}
         if arguments.get("barebones") or arguments.get("fast_dev_run"):
             num_sanity_val_steps = 0
@@ -123,10 +151,8 @@ class Trainer(lightjax.Trainer):
         """Trains a module; see `lightjax.Trainer.fit`."""
         if hasattr(train_dataloaders, "train_dataloader"):
             train_dataloaders, datamodule = None, train_dataloaders
-        resume = "auto" if ckpt_path in ("last", "hpc") else ckpt_path
-        return super().fit(
-            self._task_of(model), train_dataloaders, val_dataloaders, datamodule=datamodule, resume=resume, **arguments
-        )
+        arguments.setdefault("resume", "auto" if ckpt_path in ("last", "hpc") else ckpt_path)
+        return super().fit(self._task_of(model), train_dataloaders, val_dataloaders, datamodule=datamodule, **arguments)
 
     def validate(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -196,7 +222,13 @@ class Trainer(lightjax.Trainer):
         if not isinstance(model, torch.nn.Module):
             return model
         if id(model) not in self._tasks:
-            self._tasks[id(model)] = from_torch(model, self.backend, self.device)
+            self._tasks[id(model)] = from_torch(
+                model,
+                self.backend,
+                self.device,
+                use_distributed_sampler=self.use_distributed_sampler,
+                find_unused_parameters=self.find_unused_parameters,
+            )
         return self._tasks[id(model)]
 
     def _evaluated(

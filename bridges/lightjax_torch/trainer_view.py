@@ -27,21 +27,28 @@ class TrainerView:
     """
 
     barebones = False
-    num_nodes = num_devices = world_size = 1
-    global_rank = local_rank = node_rank = 0
-    is_global_zero = True
     progress_bar_callback = None
 
     def __init__(self, engine: TorchEngine) -> None:
         self._engine = engine
+        processes = engine.processes
+        self.world_size, self.num_devices = processes.count, processes.local_count
+        self.num_nodes = max(1, processes.count // processes.local_count)
+        self.global_rank, self.local_rank = processes.rank, processes.local_rank
+        self.node_rank = processes.rank // processes.local_count
+        self.is_global_zero = processes.rank == 0
         self.strategy = SimpleNamespace(
             backward=engine.train_step.backward_by_module,
-            reduce=lambda tensor, *args, **kwargs: tensor,
-            barrier=lambda *args: None,
-            broadcast=lambda value, *args: value,
-            all_gather=lambda tensor, **kwargs: tensor.unsqueeze(0),
+            reduce=processes.reduced,
+            reduce_boolean_decision=self._reduce_decision,
+            barrier=processes.barrier,
+            broadcast=processes.broadcast,
+            all_gather=processes.all_gathered,
             root_device=engine.device,
-            is_distributed=False,
+            is_global_zero=processes.rank == 0,
+            global_rank=processes.rank,
+            local_rank=processes.local_rank,
+            world_size=processes.count,
         )
         self.precision_plugin = SimpleNamespace(clip_gradients=engine.train_step.clip, precision=engine.numerics.name)
 
@@ -189,13 +196,18 @@ class TrainerView:
         return str(Path(self._engine.trainer.default_root_dir or "."))
 
     def print(self, *args: Any, **kwargs: Any) -> None:
-        """Prints."""
-        print(*args, **kwargs)
+        """Prints, in process 0."""
+        if self.is_global_zero:
+            print(*args, **kwargs)
+
+    def _reduce_decision(self, decision: bool, all: bool = True) -> bool:
+        found = self._engine.processes.gathered(bool(decision))
+        return min(found) if all else max(found)
 
     def __getattr__(self, name: str) -> Any:
         if name in _PASSED_ON:
             return getattr(self._engine.trainer, name)
-        known = sorted({*_PASSED_ON, *(one for one in dir(type(self)) if not one.startswith("_"))})
+        known = sorted({*_PASSED_ON, *(one for one in dir(self) if not one.startswith("_"))})
         raise AttributeError(
             f"self.trainer.{name} was read, which lightjax's trainer does not have; it has: {', '.join(known)}."
         )

@@ -302,3 +302,34 @@ def test_values_logged_at_the_ends_of_epochs():
     first, second = train_in_both(Late, digits, digits, max_epochs=2)
     assert_same(first, second, steps=12)
     assert second.metrics["at_train_end"] == 1.0
+
+
+def test_a_metric_of_the_sanity_check_is_there_in_its_hooks_and_forgotten_after_it():
+    class Reading(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read: list[float] = []
+
+        def on_validation_epoch_end(self) -> None:
+            self.read.append(self.trainer.callback_metrics["val_loss"].item())
+
+        def on_train_start(self) -> None:
+            self.read.append(float("val_loss" in self.trainer.callback_metrics))
+
+    first, second = train_in_both(Reading, digits, digits, max_epochs=1)
+    assert first.module.read == second.module.read
+    assert len(first.module.read) == 3
+
+
+def test_loaders_made_anew_every_epoch_and_the_same_batches_again():
+    class Data(lightning.LightningDataModule):
+        def train_dataloader(self) -> DataLoader:
+            return digits()
+
+        def val_dataloader(self) -> DataLoader:
+            return digits(shuffle=False)
+
+    first, second = train_in_both(Classifier, datamodule=Data, max_epochs=3, reload_dataloaders_every_n_epochs=1)
+    assert_same(first, second, steps=18)
+    first, second = train_in_both(Classifier, digits, digits, max_epochs=2, overfit_batches=2)
+    assert_same(first, second, steps=4)

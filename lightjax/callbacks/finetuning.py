@@ -30,7 +30,7 @@ class Finetuning(Callback):
         trains them. The first expression that is found counts; parameters none is found in are always trained.
 
     Raises:
-      ConfigurationError: (when the run begins) an expression is found in no path.
+      ConfigurationError: an epoch or an expression is none; or (when the run begins) one is found in no path.
 
     Example:
       >>> import lightjax as lj
@@ -40,7 +40,11 @@ class Finetuning(Callback):
     every_n_steps = None
 
     def __init__(self, unfreeze_at: Mapping[str, int | None]) -> None:
-        for pattern in unfreeze_at:
+        for pattern, epoch in unfreeze_at.items():
+            if epoch is not None and (not isinstance(epoch, int) or epoch < 0):
+                raise ConfigurationError(
+                    f"Finetuning got {pattern!r}: {epoch!r}; give an epoch, counted from 0, or None for never."
+                )
             try:
                 re.compile(pattern)
             except re.error as error:

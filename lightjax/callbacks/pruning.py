@@ -34,7 +34,7 @@ class Pruning(Callback):
       every_n_epochs: epochs between two prunings.
 
     Raises:
-      ConfigurationError: the amount is out of range or the scope unknown.
+      ConfigurationError: a number is out of range or the scope unknown.
     """
 
     every_n_steps = None
@@ -49,6 +49,8 @@ class Pruning(Callback):
     ) -> None:
         if not callable(amount) and not 0.0 <= amount < 1.0:
             raise ConfigurationError(f"Pruning got amount={amount}; give a share from 0.0 on and below 1.0.")
+        if every_n_epochs < 1:
+            raise ConfigurationError(f"Pruning got every_n_epochs={every_n_epochs}; give a number of epochs from 1 on.")
         if scope not in ("global", "layer"):
             raise ConfigurationError(f"Pruning got scope={scope!r}; write 'global' or 'layer'.")
         self.amount = amount
@@ -74,6 +76,10 @@ class Pruning(Callback):
         if (run.epoch + 1) % self.every_n_epochs or not run.epoch_ended:
             return
         amount = self.amount(run.epoch) if callable(self.amount) else self.amount
+        if not 0.0 <= amount < 1.0:
+            raise ConfigurationError(
+                f"Pruning's amount({run.epoch}) is {amount}; return a share from 0.0 on, below 1.0."
+            )
         run.state, sparsity = self._prune(run.state, jnp.float32(amount))
         run.log({"sparsity": sparsity})
 

@@ -39,6 +39,29 @@ def test_a_timer_counts_over_interruptions_and_ends_the_run(tmp_path):
         lj.Timer("soon")
 
 
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: lj.Pruning(every_n_epochs=0), "every_n_epochs=0; give a number of epochs from 1 on"),
+        (lambda: lj.Pruning(1.0), r"amount=1.0; give a share"),
+        (lambda: lj.Finetuning({"^layer_0/": -1}), r"'\^layer_0/': -1; give an epoch, counted from 0, or None"),
+        (lambda: lj.Finetuning({"(": 1}), "no regular expression"),
+        (lambda: lj.SpikeDetection(window=0), "window=0"),
+        (lambda: lj.WeightAveraging(update_every_n_steps=0), "update_every_n_steps=0"),
+        (lambda: lj.Timer("12:00"), "Timer's duration='12:00' is no time: write 'DD:HH:MM:SS'"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(make, text):
+    with pytest.raises(lj.ConfigurationError, match=text):
+        make()
+
+
+def test_a_share_to_prune_that_is_none_is_named():
+    trainer = quiet(max_epochs=2, callbacks=lj.Pruning(lambda epoch: 0.6 * (epoch + 1)))
+    with pytest.raises(lj.ConfigurationError, match=r"Pruning's amount\(1\) is 1.2; return a share"):
+        trainer.fit(mlp_task(), lj.ArrayLoader(digit_like_data(32), 16))
+
+
 def test_functions_are_hooks():
     seen = []
     callback = lj.LambdaCallback(

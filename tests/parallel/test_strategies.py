@@ -110,16 +110,20 @@ def test_fsdp_splits_parameters_and_optimizer_state_to_an_eighth():
 
 
 @pytest.mark.parametrize("strategy", ["jit", "pmap"])
-def test_predictions_of_all_devices_are_joined_in_the_order_of_the_data(strategy):
+def test_predictions_of_all_devices_are_joined_and_written_in_the_order_of_the_data(strategy, tmp_path):
     def predict_step(state, batch):
         return {"row": batch["x"][:, 0], "twice": 2 * batch["x"]}
 
     task = lj.Task(mlp_task().init, mlp_task().train_step, predict_step=predict_step)
     arrays = digit_like_data(37)
     state = jax.jit(task.init)(jax.random.key(0), {"x": arrays["x"], "y": arrays["y"]})
-    found = quiet(max_epochs=1, strategy=strategy, devices=8).predict(task, lj.ArrayLoader(arrays, 16), state=state)
+    trainer = quiet(strategy=strategy, devices=8, callbacks=lj.PredictionWriter(tmp_path))
+    found = trainer.predict(task, lj.ArrayLoader(arrays, 16), state=state)
     np.testing.assert_array_equal(found["row"], arrays["x"][:, 0])
     np.testing.assert_array_equal(found["twice"], 2 * arrays["x"])
+    written = [np.load(path)["row"] for path in sorted(tmp_path.iterdir())]
+    assert [len(rows) for rows in written] == [16, 16, 5]
+    np.testing.assert_array_equal(np.concatenate(written), found["row"])
 
 
 def test_a_checkpoint_of_eight_devices_goes_on_on_one_and_back(tmp_path):

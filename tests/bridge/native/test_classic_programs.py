@@ -91,6 +91,14 @@ def test_a_linear_model_on_a_loader():
     assert trainer.global_step == 9
 
 
+def test_callbacks_take_their_arguments_in_the_order_of_lightning():
+    stopper = EarlyStopping("val_loss", 0.1, 2, True, "max", check_on_train_epoch_end=False)
+    assert (stopper.min_delta, stopper.patience, stopper.verbose, stopper.mode) == (0.1, 2, True, "max")
+    assert stopper.check_on_train_epoch_end is False
+    assert ModelCheckpoint(every_n_train_steps=10, save_on_train_epoch_end=False).every_n_epochs == 0
+    assert ModelCheckpoint("models", "{epoch}", "val_loss", True, save_weights_only=False).every_n_epochs == 1
+
+
 def test_an_mlp_with_a_data_module_checkpoints_and_early_stopping(tmp_path):
     data = MNISTDataModule()
     keeper = ModelCheckpoint(

@@ -14,7 +14,7 @@ LOGGERS := .venv-loggers
 CLIENTS := mlflow,wandb,comet,neptune,polyaxon,clearml
 
 .NOTPARALLEL:
-.PHONY: help demo test chaos logger-test browser-test lint format clean
+.PHONY: help demo test chaos opinfo logger-test browser-test lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## says what each target does
@@ -39,6 +39,9 @@ browser-test: $(DEV)  ## finds the curves of a report in a real browser (apt-get
 	  echo "No Chromium is on the PATH: on Debian and Ubuntu, 'apt-get install chromium' brings it." >&2; \
 	  exit 1; }
 	$(BIN)/python -m pytest tests/unit/test_report.py
+
+opinfo: $(DEV)  ## every operator of torch's own test database through the bridge, against its ledger: about an hour of CPU
+	$(BIN)/python -m tests.bridge.opinfo
 
 lint: $(DEV)  ## ruff, the format check and pyright
 	$(BIN)/ruff check .

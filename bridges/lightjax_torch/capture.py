@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch._decomp import core_aten_decompositions, decomposition_table
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
@@ -177,7 +177,12 @@ def _explained(error: Exception) -> CaptureError:
     """Says what happened at which line, why, and what to write instead."""
     line = user_line(error.__traceback__)
     text = str(error)
-    if isinstance(error, GuardOnDataDependentSymNode) or "data-dependent" in text or "_local_scalar_dense" in text:
+    if (
+        isinstance(error, GuardOnDataDependentSymNode)
+        or "data-dependent" in text
+        or "_local_scalar_dense" in text
+        or isinstance(error, DataDependentOutputException)
+    ):
         return CaptureError(
             f"{line}: Python asks for the value of a tensor (a branch, a loop, int(), float(), .item(), or a shape "
             "that depends on values). The step is captured once, for every batch, so there are no values yet. "

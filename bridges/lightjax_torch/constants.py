@@ -13,6 +13,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from lightjax_torch.source_lines import current_line
 
 _aten = torch.ops.aten
+# Functions that a capture meets with contiguous matrices only: functions.py.
+_BY_LAYOUT = (_aten._linalg_det.default, _aten._linalg_slogdet.default)
 # Larger tensors (a mask of 4096 x 4096) are not worth computing twice: nobody branches on them.
 _LARGEST = 1 << 22
 
@@ -53,6 +55,8 @@ class ConstantTensors(TorchDispatchMode):
                 return value.item()
         if (line := current_line()) is not None:
             torch.fx.traceback.current_meta["stack_trace"] = line
+        if func in _BY_LAYOUT and not args[0].is_complex() and not args[0].is_contiguous():
+            raise RuntimeError(f"the gradient of {func} depends on how its matrix lies in memory: use .contiguous()")
         result = func(*args, **kwargs)
         if isinstance(func, torch._ops.OpOverload) and func.namespace == "aten":
             self._follow(func, args, kwargs, result)

@@ -17,6 +17,14 @@ from lightjax_torch import operators
 _CELLS = {torch._VF.lstm: "lstm", torch._VF.gru: "gru", torch._VF.rnn_tanh: "tanh", torch._VF.rnn_relu: "relu"}
 
 
+# Torch keeps the decomposition of the transposed matrix where the matrix lies contiguously in memory, of the matrix
+# itself elsewhere, and its backward pass asks for the layout: captured, such matrices are always contiguous.
+_DETERMINANTS = {
+    *(torch.det, torch.logdet, torch.slogdet, torch.linalg.det, torch.linalg.slogdet),
+    *(torch.Tensor.det, torch.Tensor.logdet, torch.Tensor.slogdet),
+}
+
+
 class TracedFunctions(TorchFunctionMode):
     """Keeps recurrent networks and the CTC loss whole: they become scans."""
 
@@ -31,6 +39,8 @@ class TracedFunctions(TorchFunctionMode):
             return _ctc_loss(*args, **kwargs)
         if func is F.gaussian_nll_loss:
             return _gaussian_nll_loss(*args, **kwargs)
+        if func in _DETERMINANTS and args:
+            return func(args[0].contiguous(), *args[1:], **kwargs)
         if func is torch.bincount:
             return _bincount(func, *args, **kwargs)
         return func(*args, **kwargs)

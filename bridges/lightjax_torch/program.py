@@ -175,6 +175,10 @@ def _check(nodes: Sequence[Node], module: torch.fx.GraphModule) -> None:
             lines = missing.setdefault(str(node.target), [])
             if (line := line_of(node)) not in lines:
                 lines.append(line)
+        if not known and torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
+            missing.pop(str(node.target))
+            shapes.append(f"{node.target} at {line_of(node)}")
+            continue
         for value in pytree.tree_leaves(node.meta.get("val")):
             if isinstance(value, torch.Tensor) and not all(type(size) is int for size in value.shape):
                 shapes.append(f"{node.target} at {line_of(node)}")

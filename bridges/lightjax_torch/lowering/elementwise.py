@@ -23,15 +23,15 @@ lower_all(
     {
         aten.abs.default: jnp.abs,
         aten.neg.default: jnp.negative,
-        aten.sign.default: jnp.sign,
-        aten.sgn.default: jnp.sign,
+        aten.sign.default: lambda x: x if x.dtype == jnp.bool_ else jnp.sign(x),
+        aten.sgn.default: lambda x: x if x.dtype == jnp.bool_ else jnp.sign(x),
         aten.ceil.default: lambda x: jnp.ceil(x) if is_inexact(x) else x,
         aten.floor.default: lambda x: jnp.floor(x) if is_inexact(x) else x,
         aten.trunc.default: lambda x: jnp.trunc(x) if is_inexact(x) else x,
         aten.round.default: lambda x: jnp.round(x) if is_inexact(x) else x,
         aten.round.decimals: lambda x, decimals=0: jnp.round(x, decimals),
         aten.frac.default: lambda x: x - jnp.trunc(x),
-        aten.square.default: jnp.square,
+        aten.square.default: lambda x: x * x,
         aten.isnan.default: jnp.isnan,
         aten.isinf.default: jnp.isinf,
         aten.isfinite.default: jnp.isfinite,
@@ -86,7 +86,6 @@ lower_all(
             aten.erfc.default: lax.erfc,
             aten.erfinv.default: lax.erf_inv,
             aten.lgamma.default: lax.lgamma,
-            aten.digamma.default: lax.digamma,
             aten.special_erfcx.default: lambda x: jnp.exp(x * x) * lax.erfc(x),
             aten.special_ndtri.default: jax.scipy.special.ndtri,
             aten.special_log_ndtr.default: jax.scipy.special.log_ndtr,
@@ -129,14 +128,17 @@ lower_all(
         aten.__rshift__: jnp.right_shift,
         aten.where: jnp.where,
         aten.floor_divide: jnp.floor_divide,
-        aten.complex: lax.complex,
+        aten.complex: lambda a, b: lax.complex(*jnp.broadcast_arrays(a, b)),
+        torch.ops.prims.gcd.default: jnp.gcd,
+        aten.gcd.default: jnp.gcd,
+        aten.lcm.default: jnp.lcm,
+        aten.frexp.Tensor: jnp.frexp,
+        torch.ops.prims.frexp.default: jnp.frexp,
         aten.polar: lambda radius, angle: lax.complex(radius * jnp.cos(angle), radius * jnp.sin(angle)),
         aten.view_as_real: lambda x: jnp.stack([x.real, x.imag], -1),
         aten.view_as_complex: lambda x: lax.complex(x[..., 0], x[..., 1]),
         aten.igamma: jax.scipy.special.gammainc,
         aten.igammac: jax.scipy.special.gammaincc,
-        aten.polygamma: lambda n, x: jax.scipy.special.polygamma(n, x),
-        aten.special_zeta: jax.scipy.special.zeta,
     }
 )
 
@@ -190,7 +192,67 @@ def power(x: Any, exponent: Any) -> Any:
         return jnp.sqrt(floating(x))
     if isinstance(exponent, int | float):
         return jnp.power(floating(x), exponent)
-    return jnp.power(x, exponent)
+    if is_inexact(x) or is_inexact(exponent):
+        return jnp.power(x, exponent)
+    # Whole numbers to negative powers are 0, but for those whose reciprocal is whole.
+    x, exponent = jnp.asarray(x), jnp.asarray(exponent)
+    odd = jnp.where(exponent % 2 == 0, 1, x)
+    reciprocal = jnp.where(jnp.abs(x) == 1, odd, 0)
+    return jnp.where(exponent < 0, reciprocal, jnp.power(x, jnp.maximum(exponent, 0)))
+
+
+@lowers(aten.digamma.default)
+def digamma(x: jax.Array) -> jax.Array:
+    """The derivative of `lgamma`; below zero by reflection, with what is left of the nearest whole number."""
+    x = floating(x)
+    rest = x - jnp.trunc(x)
+    reflected = lax.digamma(1 - jnp.where(x < 0, x, 0)) - math.pi / jnp.tan(math.pi * jnp.where(rest == 0, 0.5, rest))
+    below = jnp.where(rest == 0, jnp.nan, reflected)
+    return jnp.where(x == 0, jnp.copysign(jnp.inf, -x), jnp.where(x < 0, below, lax.digamma(jnp.where(x > 0, x, 1))))
+
+
+def _trigamma(x: jax.Array) -> jax.Array:
+    small = x < 0.5
+    reflection = -((math.pi / jnp.sin(math.pi * jnp.where(small, x, 0.5))) ** 2)
+    total = jnp.where(small, reflection, 0)
+    y = jnp.where(small, 1 - x, x)
+    for _ in range(6):
+        total, y = total + 1 / (y * y), y + 1
+    squared = 1 / (y * y)
+    series = 1 + 1 / (2 * y) + squared * (1 / 6 - squared * (1 / 30 - squared * (1 / 42)))
+    return jnp.where(small, -1, 1) * (total + series / y)
+
+
+@lowers(aten.polygamma.default, aten.special_polygamma.default)
+def polygamma(n: int, x: jax.Array) -> jax.Array:
+    """The n-th derivative of `digamma`."""
+    x = floating(x)
+    if n < 2:
+        return _trigamma(x) if n else digamma(x)
+    sign = 1.0 if n % 2 else -1.0
+    return sign * math.factorial(n) * zeta(jnp.asarray(n + 1, x.dtype), x)
+
+
+@lowers(aten.special_zeta.default, aten.special_zeta.other_scalar, aten.special_zeta.self_scalar)
+def zeta(s: Any, q: Any) -> jax.Array:
+    """Hurwitz's zeta function, `sum((k + q) ** -s)` over all k."""
+    s, q = jnp.broadcast_arrays(floating(s), floating(q))
+    dtype = jnp.promote_types(s.dtype, q.dtype)
+    s, q = s.astype(dtype), q.astype(dtype)
+    usual = (s > 1) & (q > 0)
+    found = jax.scipy.special.zeta(jnp.where(usual, s, 2), jnp.where(usual, q, 1))
+    # Left of zero the terms up to the first positive one are added up, as long as there are no more than 16.
+    below = jnp.zeros_like(found)
+    start = q
+    for _ in range(16):
+        negative = start <= 0
+        below = below + jnp.where(negative, 1 / lax.pow(jnp.where(negative, start, 1), s), 0)
+        start = jnp.where(negative, start + 1, start)
+    whole = (s > 1) & (q <= 0) & (s == jnp.floor(s)) & (start > 0)
+    rest = jax.scipy.special.zeta(jnp.where(whole, s, 2), jnp.where(whole, start, 1))
+    found = jnp.where(q > 0, found, jnp.where(whole, below + rest, jnp.nan))
+    found = jnp.where((q <= 0) & (q == jnp.floor(q)), jnp.inf, found)
+    return jnp.where(s == 1, jnp.inf, jnp.where(s < 1, jnp.nan, found))
 
 
 @lowers(torch.ops.lightjax.one_minus_power.default)

@@ -6,11 +6,12 @@ smallest whole number for whole numbers), such a write is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lightjax_torch.lowering.table import aten, is_inexact, lower_all, lowers
 
@@ -187,6 +188,10 @@ def _rows(index: jax.Array, dim: int) -> tuple[Any, ...]:
     return tuple(grid)
 
 
+def _at_least_1d(*arrays: Any) -> list[Any]:
+    return [one[None] if hasattr(one, "ndim") and not one.ndim else one for one in arrays]
+
+
 def _matching(source: jax.Array, index: jax.Array) -> jax.Array:
     return source[tuple(slice(0, n) for n in index.shape)]
 
@@ -197,8 +202,9 @@ def gather(x: jax.Array, dim: int, index: jax.Array, sparse_grad: bool = False) 
     if not x.ndim:
         return jnp.broadcast_to(x, index.shape)
     if not index.ndim:
-        index = index[None]
-        return x.at[_rows(index, dim)].get(mode="fill", fill_value=jnp.nan if is_inexact(x) else None)[0]
+        return gather(x, dim, index[None])[0]
+    if not index.size:  # of any number of dimensions, then
+        return jnp.zeros(index.shape, x.dtype)
     return x.at[_rows(index, dim)].get(mode="fill", fill_value=jnp.nan if is_inexact(x) else None)
 
 
@@ -206,23 +212,39 @@ def gather(x: jax.Array, dim: int, index: jax.Array, sparse_grad: bool = False) 
 def scatter(x: jax.Array, dim: int, index: jax.Array, source: Any) -> jax.Array:
     """X with elements replaced."""
     if not x.ndim:
-        return jnp.broadcast_to(jnp.asarray(source, x.dtype), x.shape)
-    source = _matching(source, index) if hasattr(source, "shape") and source.shape else source
+        return jnp.broadcast_to(jnp.asarray(source, x.dtype).reshape(()), x.shape) if index.size else x
+    index, source = _at_least_1d(index, source)
+    if not index.size:
+        return x
+    source = _matching(source, index) if hasattr(source, "shape") else source
     return x.at[_rows(index, dim)].set(jnp.asarray(source, x.dtype))
 
 
 @lowers(aten.scatter_add.default)
 def scatter_add(x: jax.Array, dim: int, index: jax.Array, source: jax.Array) -> jax.Array:
     """X with elements added."""
+    if not index.size:
+        return x
     if not x.ndim:
-        return x + source.reshape(())
+        return scatter_add(x[None], 0, *_at_least_1d(index, source))[0]
+    if x.dtype == jnp.bool_:
+        return scatter_add(x.astype(jnp.int32), dim, index, source) != 0
+    index, source = _at_least_1d(index, source)
     return x.at[_rows(index, dim)].add(_matching(source, index).astype(x.dtype))
 
 
 @lowers(aten.scatter.reduce, aten.scatter.value_reduce)
 def scatter_with(x: jax.Array, dim: int, index: jax.Array, source: Any, *, reduce: str) -> jax.Array:
     """X with elements added or multiplied in."""
-    source = _matching(source, index) if hasattr(source, "shape") and source.shape else source
+    if not index.size:
+        return x
+    if not x.ndim:
+        return scatter_with(x[None], 0, *_at_least_1d(index, source), reduce=reduce)[0]
+    if x.dtype == jnp.bool_:
+        return scatter_with(x.astype(jnp.int32), dim, index, source, reduce=reduce) != 0
+    index, source = _at_least_1d(index, source)
+    source = _matching(source, index) if hasattr(source, "shape") else source
+    source = jnp.asarray(source, x.dtype)
     at = x.at[_rows(index, dim)]
     return at.add(source) if reduce == "add" else at.multiply(source)
 
@@ -232,7 +254,28 @@ def scatter_reduce(
     x: jax.Array, dim: int, index: jax.Array, source: jax.Array, reduce: str, include_self: bool = True
 ) -> jax.Array:
     """X with elements reduced into it."""
-    places, source = _rows(index, dim), _matching(source, index).astype(x.dtype)
+    if not index.size:
+        return x
+    if not x.ndim:
+        return scatter_reduce(x[None], 0, *_at_least_1d(index, source), reduce, include_self)[0]
+    if x.dtype == jnp.bool_:
+        return scatter_reduce(x.astype(jnp.int32), dim, index, source, reduce, include_self) != 0
+    index, source = _at_least_1d(index, source)
+    return _reduced_into(x, _rows(index, dim), _matching(source, index).astype(x.dtype), reduce, include_self)
+
+
+@lowers(aten.index_reduce.default)
+def index_reduce(
+    x: jax.Array, dim: int, index: jax.Array, source: jax.Array, reduce: str, *, include_self: bool = True
+) -> jax.Array:
+    """X with slices reduced into it."""
+    if not x.ndim:
+        return index_reduce(x[None], 0, *_at_least_1d(index, source), reduce, include_self=include_self)[0]
+    index, source = _at_least_1d(index, source)
+    return _reduced_into(x, _along(x, dim, index), source.astype(x.dtype), reduce, include_self)
+
+
+def _reduced_into(x: jax.Array, places: Any, source: jax.Array, reduce: str, include_self: bool) -> jax.Array:
     lowest, highest = (-jnp.inf, jnp.inf) if is_inexact(x) else (jnp.iinfo(x.dtype).min, jnp.iinfo(x.dtype).max)
     if not include_self:
         touched = jnp.zeros(x.shape, bool).at[places].set(True)
@@ -249,6 +292,58 @@ def scatter_reduce(
     return {"prod": at.multiply, "amax": at.max, "amin": at.min}[reduce](source)
 
 
+def _along_dim(write: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Writes slices of an array of any number of dimensions; bool as whole numbers."""
+
+    def rule(x: jax.Array, dim: int, index: jax.Array, source: Any, alpha: Any = 1) -> jax.Array:
+        if not x.ndim:
+            return rule(x[None], 0, *_at_least_1d(index, source), alpha)[0]
+        if x.dtype == jnp.bool_ and write is _added:
+            return rule(x.astype(jnp.int32), dim, index, source, alpha) != 0
+        source = jnp.asarray(source, x.dtype)
+        return write(x.at[_along(x, dim, *_at_least_1d(index))], source if _is_one(alpha) else source * alpha)
+
+    return rule
+
+
+def _added(at: Any, source: jax.Array) -> jax.Array:
+    return at.add(source)
+
+
+def _set(at: Any, source: jax.Array) -> jax.Array:
+    return at.set(source)
+
+
+def _is_one(alpha: Any) -> bool:
+    return isinstance(alpha, int | float) and alpha == 1
+
+
+@lowers(aten.put.default)
+def put(x: jax.Array, index: jax.Array, source: jax.Array, accumulate: bool = False) -> jax.Array:
+    """X with elements of its flattened self written, or added."""
+    if x.dtype == jnp.bool_ and accumulate:
+        return put(x.astype(jnp.int32), index, source, accumulate) != 0
+    at, source = x.ravel().at[index.ravel()], source.ravel().astype(x.dtype)
+    return (at.add(source) if accumulate else at.set(source)).reshape(x.shape)
+
+
+@lowers(aten.nonzero_static.default)
+def nonzero_static(x: jax.Array, *, size: int, fill_value: int = -1) -> jax.Array:
+    """The places of the first elements that are not zero."""
+    if not x.ndim:
+        return jnp.zeros((size, 0), jnp.int32)
+    return jnp.stack(jnp.nonzero(x, size=size, fill_value=fill_value), -1)
+
+
+@lowers(aten.masked_scatter_backward.default)
+def masked_scatter_backward(g: jax.Array, mask: jax.Array, sizes: Sequence[int]) -> jax.Array:
+    """The gradient of the source: what the places of the mask got, in order."""
+    n = int(np.prod(sizes))
+    mask = jnp.broadcast_to(mask, g.shape).ravel()
+    order = jnp.where(mask, jnp.cumsum(mask) - 1, n)
+    return jnp.zeros(n, g.dtype).at[order].add(g.ravel(), mode="drop").reshape(sizes)
+
+
 def _along(x: jax.Array, dim: int, places: Any) -> tuple[Any, ...]:
     found: list[Any] = [slice(None)] * x.ndim
     found[dim] = places
@@ -257,11 +352,11 @@ def _along(x: jax.Array, dim: int, places: Any) -> tuple[Any, ...]:
 
 lower_all(
     {
-        aten.index_select.default: lambda x, dim, index: jnp.take(x, index, axis=dim) if x.ndim else x,
-        aten.index_add.default: lambda x, dim, index, source, alpha=1: x.at[_along(x, dim, index)].add(source * alpha),
-        aten.index_copy.default: lambda x, dim, index, source: x.at[_along(x, dim, index)].set(source),
-        aten.index_fill.int_Scalar: lambda x, dim, index, value: x.at[_along(x, dim, index)].set(value),
-        aten.index_fill.int_Tensor: lambda x, dim, index, value: x.at[_along(x, dim, index)].set(value),
+        aten.index_select.default: lambda x, dim, index: jnp.take(x, *_at_least_1d(index), axis=dim) if x.ndim else x,
+        aten.index_add.default: _along_dim(_added),
+        aten.index_copy.default: _along_dim(_set),
+        aten.index_fill.int_Scalar: _along_dim(_set),
+        aten.index_fill.int_Tensor: _along_dim(_set),
         aten.masked_fill: lambda x, mask, value: jnp.where(mask, jnp.asarray(value, x.dtype), x),
         aten.bucketize.Tensor: lambda x, bounds, out_int32=False, right=False: jnp.searchsorted(
             bounds, x, side="right" if right else "left"
@@ -274,9 +369,16 @@ lower_all(
 @lowers(aten.masked_scatter.default)
 def masked_scatter(x: jax.Array, mask: jax.Array, source: jax.Array) -> jax.Array:
     """X with the places of the mask filled from `source`, in order."""
-    mask = jnp.broadcast_to(mask, x.shape)
+    shape = jnp.broadcast_shapes(mask.shape, x.shape)
+    mask, x = jnp.broadcast_to(mask, shape), jnp.broadcast_to(x, shape)
     order = jnp.cumsum(mask.ravel()) - 1
     return jnp.where(mask, jnp.take(source.ravel(), order, mode="clip").reshape(x.shape), x)
+
+
+@lowers(aten.searchsorted.Scalar)
+def searchsorted_scalar(bounds: jax.Array, value: Any, *options: Any, **named: Any) -> jax.Array:
+    """Where a number belongs in a sorted row."""
+    return searchsorted(bounds, jnp.asarray(value), *options, **named)
 
 
 @lowers(aten.searchsorted.Tensor)

@@ -77,13 +77,18 @@ def solve_triangular(
     return jax.lax.linalg.triangular_solve(a, b, left_side=left, lower=not upper, unit_diagonal=unitriangular)
 
 
+def _lu_of_determinant(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns what torch's backward pass solves with: for real numbers the decomposition of the transposed matrix."""
+    return _lu(x if jnp.iscomplexobj(x) else jnp.swapaxes(x, -1, -2))
+
+
 def _determinant(x: jax.Array) -> tuple[jax.Array, ...]:
-    return jnp.linalg.det(x), *_lu(x)
+    return jnp.linalg.det(x), *_lu_of_determinant(x)
 
 
 def _log_determinant(x: jax.Array) -> tuple[jax.Array, ...]:
     sign, size = jnp.linalg.slogdet(x)
-    return sign, size, *_lu(x)
+    return sign, size, *_lu_of_determinant(x)
 
 
 lower_all(
@@ -96,6 +101,114 @@ lower_all(
         aten._linalg_det.default: _determinant,
         aten._linalg_slogdet.default: _log_determinant,
         aten.linalg_qr.default: lambda x, mode="reduced": jnp.linalg.qr(x, mode),
-        aten.linalg_lu_factor_ex.default: lambda x, pivot=True, check_errors=False: (*_lu(x), _no_error(x)),
+    }
+)
+
+
+@lowers(aten.lu_unpack.default)
+def lu_unpack(
+    lu: jax.Array, pivots: jax.Array, unpack_data: bool = True, unpack_pivots: bool = True
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The permutation and the triangular matrices of a decomposition."""
+    m, n = lu.shape[-2:]
+    k = min(m, n)
+    nothing = jnp.zeros((0,), lu.dtype)
+    permutation, lower, upper = nothing, nothing, nothing
+    if unpack_data:
+        lower = jnp.tril(lu[..., :, :k], -1) + jnp.eye(m, k, dtype=lu.dtype)
+        upper = jnp.triu(lu[..., :k, :])
+    if unpack_pivots:
+        order = jax.lax.linalg.lu_pivots_to_permutation(pivots.astype(jnp.int32) - 1, m)
+        permutation = jnp.swapaxes(jax.nn.one_hot(order, m, dtype=lu.dtype), -1, -2)
+    return permutation, lower, upper
+
+
+@lowers(aten.linalg_lu.default)
+def lu(x: jax.Array, *, pivot: bool = True) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A permutation and two triangular matrices of which a matrix is the product."""
+    if not pivot:
+        raise NotImplementedError("without pivoting")
+    return lu_unpack(*_lu(x))
+
+
+@lowers(aten.linalg_lu_factor_ex.default)
+def lu_factor(x: jax.Array, *, pivot: bool = True, check_errors: bool = False) -> tuple[jax.Array, ...]:
+    """The decomposition as one matrix, and its exchanged rows."""
+    if not pivot:
+        raise NotImplementedError("without pivoting")
+    return *_lu(x), _no_error(x)
+
+
+@lowers(aten.linalg_pinv.atol_rtol_tensor)
+def pseudoinverse(x: jax.Array, *, atol: Any = None, rtol: Any = None, hermitian: bool = False) -> jax.Array:
+    """The Moore-Penrose inverse; what is small beside the largest singular value counts as zero."""
+    if not x.size:
+        return jnp.swapaxes(x, -1, -2)
+    if rtol is None:
+        rtol = max(x.shape[-2:]) * jnp.finfo(x.dtype).eps
+        rtol = rtol if atol is None else jnp.where(jnp.asarray(atol) > 0, 0.0, rtol)
+    if hermitian:
+        signed, v = eigh(x)
+        size, u = jnp.abs(signed), v
+    else:
+        u, size, vh = jnp.linalg.svd(x, full_matrices=False)
+        signed, v = size, jnp.conj(jnp.swapaxes(vh, -1, -2))
+    largest = jnp.max(size, -1, keepdims=True)
+    cutoff = jnp.maximum(jnp.asarray(0.0 if atol is None else atol)[..., None], jnp.asarray(rtol)[..., None] * largest)
+    kept = size > cutoff
+    inverse = jnp.where(kept, 1 / jnp.where(kept, signed, 1), 0)
+    return jnp.matmul(v * inverse[..., None, :], jnp.conj(jnp.swapaxes(u, -1, -2)))
+
+
+@lowers(aten.cholesky.default)
+def cholesky(x: jax.Array, upper: bool = False) -> jax.Array:
+    """The triangular matrix of which a positive definite one is the product."""
+    return jnp.linalg.cholesky(x, upper=upper, symmetrize_input=False)
+
+
+@lowers(aten.cholesky_solve.default)
+def cholesky_solve(b: jax.Array, factor: jax.Array, upper: bool = False) -> jax.Array:
+    """Solves with a Cholesky decomposition."""
+    lower = jnp.conj(jnp.swapaxes(factor, -1, -2)) if upper else factor
+    first = solve_triangular(jnp.tril(lower), b, upper=False)
+    return solve_triangular(jnp.conj(jnp.swapaxes(jnp.tril(lower), -1, -2)), first, upper=True)
+
+
+@lowers(aten.cholesky_inverse.default)
+def cholesky_inverse(factor: jax.Array, upper: bool = False) -> jax.Array:
+    """The inverse of a matrix of which the Cholesky decomposition is known."""
+    return cholesky_solve(jnp.broadcast_to(jnp.eye(factor.shape[-1], dtype=factor.dtype), factor.shape), factor, upper)
+
+
+@lowers(aten.triangular_solve.default)
+def old_triangular_solve(
+    b: jax.Array, a: jax.Array, upper: bool = True, transpose: bool = False, unitriangular: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """The solution of a triangular system, and its matrix."""
+    shape = jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    a = jnp.broadcast_to(a, shape + a.shape[-2:])
+    matrix = jnp.swapaxes(a, -1, -2) if transpose else a
+    triangle = jnp.triu if upper != transpose else jnp.tril
+    solved = solve_triangular(triangle(matrix), b, upper=upper != transpose, unitriangular=unitriangular)
+    return solved, a
+
+
+@lowers(aten.linalg_householder_product.default)
+def householder_product(x: jax.Array, tau: jax.Array) -> jax.Array:
+    """The first columns of a product of reflections."""
+    return jax.lax.linalg.householder_product(x, tau)
+
+
+@lowers(aten.geqrf.default)
+def geqrf(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The QR decomposition as LAPACK keeps it: the triangle, and reflections under it."""
+    reflections, tau = jnp.linalg.qr(x, mode="raw")
+    return jnp.swapaxes(reflections, -1, -2), tau
+
+
+lower_all(
+    {
+        aten.linalg_eig.default: lambda x: tuple(jnp.linalg.eig(x)),
+        aten.linalg_matrix_exp.default: lambda x: jax.scipy.linalg.expm(x) if x.size else x,
     }
 )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lightjax_torch.lowering.table import aten, lower_all, lowers
+from lightjax_torch.lowering.table import aten, is_inexact, lower_all, lowers
 
 lower_all(
     {
@@ -28,10 +28,19 @@ lower_all(
 def addmm(c: jax.Array, a: jax.Array, b: jax.Array, *, beta: Any = 1, alpha: Any = 1) -> jax.Array:
     """`beta * c + alpha * (a @ b)`; beta 0 ignores c, NaN included."""
     product = jnp.matmul(a, b)
+    if not is_inexact(product):
+        beta, alpha = int(beta), int(alpha)  # as torch reads them for whole numbers
     product = product if alpha == 1 else product * alpha
     if beta == 0:
         return product
     return product + (c if beta == 1 else c * beta)
+
+
+@lowers(aten.addbmm.default)
+def addbmm(c: jax.Array, a: jax.Array, b: jax.Array, *, beta: Any = 1, alpha: Any = 1) -> jax.Array:
+    """`beta * c + alpha * sum(a @ b)` over the batch."""
+    rows, columns = (jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1), b.reshape(-1, b.shape[2]))
+    return addmm(c, rows, columns, beta=beta, alpha=alpha)
 
 
 @lowers(aten._trilinear.default)
@@ -93,7 +102,8 @@ def cdist(a: jax.Array, b: jax.Array, p: float, compute_mode: int | None = None)
 def cdist_backward(g: jax.Array, a: jax.Array, b: jax.Array, p: float, distances: jax.Array) -> jax.Array:
     """The gradient of distances with respect to the first rows."""
     slope = _distance_slope(a[..., :, None, :] - b[..., None, :, :], distances, p)
-    return jnp.sum(g[..., None] * slope, -2)
+    found = jnp.sum(g[..., None] * slope, -2)
+    return found if found.size else jnp.zeros(a.shape, found.dtype)
 
 
 @lowers(aten._pdist_forward.default)

@@ -10,17 +10,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from lightjax_torch.lowering.reductions import moments
-from lightjax_torch.lowering.table import aten, lower_all, lowers, widened
+from lightjax_torch.lowering.table import aten, axes, lower_all, lowers, widened
 
 lower_all(
     {
-        aten._softmax.default: lambda x, dim, half_to_float=False: jax.nn.softmax(widened(x), dim),
-        aten._log_softmax.default: lambda x, dim, half_to_float=False: jax.nn.log_softmax(widened(x), dim),
+        aten._softmax.default: lambda x, dim, half_to_float=False: jax.nn.softmax(widened(x), axes(dim, x.ndim)),
+        aten._log_softmax.default: lambda x, dim, half_to_float=False: jax.nn.log_softmax(
+            widened(x), axes(dim, x.ndim)
+        ),
         aten._softmax_backward_data.default: lambda g, y, dim, dtype: (
-            ((g := widened(g)) - jnp.sum(g * widened(y), dim, keepdims=True)) * widened(y)
+            ((g := widened(g)) - jnp.sum(g * widened(y), axes(dim, g.ndim), keepdims=True)) * widened(y)
         ),
         aten._log_softmax_backward_data.default: lambda g, y, dim, dtype: (
-            (g := widened(g)) - jnp.exp(widened(y)) * jnp.sum(g, dim, keepdims=True)
+            (g := widened(g)) - jnp.exp(widened(y)) * jnp.sum(g, axes(dim, g.ndim), keepdims=True)
         ),
     }
 )
@@ -29,8 +31,9 @@ lower_all(
 @lowers(aten._safe_softmax.default)
 def safe_softmax(x: jax.Array, dim: int, dtype: Any = None) -> jax.Array:
     """Softmax; 0 where everything is masked."""
-    masked = jnp.all(x == -jnp.inf, dim, keepdims=True)
-    return jnp.where(masked, 0, jax.nn.softmax(jnp.where(masked, 0, widened(x)), dim))
+    dims = axes(dim, x.ndim)
+    masked = jnp.all(x == -jnp.inf, dims, keepdims=True)
+    return jnp.where(masked, 0, jax.nn.softmax(jnp.where(masked, 0, widened(x)), dims))
 
 
 @lowers(aten.native_layer_norm.default)
@@ -49,6 +52,9 @@ def group_norm(
     x: jax.Array, weight: Any, bias: Any, n: int, channels: int, positions: int, groups: int, eps: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalizes over groups of channels."""
+    if not x.size:
+        empty = jnp.zeros((n, groups), widened(x).dtype)
+        return x, empty, empty
     grouped = widened(x).reshape(n, groups, -1)
     center, spread = moments(grouped, [-1])
     scale = lax.rsqrt(spread + eps)

@@ -57,7 +57,15 @@ def uniform(x: jax.Array, low: float = 0.0, high: float = 1.0, *, key: jax.Array
     return jax.random.uniform(key, x.shape, x.dtype, low, high)
 
 
-@lowers(aten.normal_functional.default, aten.normal.float_float, random=True)
+@lowers(aten.normal.float_float, random=True)
+def normal_of_size(
+    mean: float, std: float, size: Sequence[int], dtype: Any = None, *, key: jax.Array, **_: Any
+) -> jax.Array:
+    """Normal numbers of a given shape."""
+    return jax.random.normal(key, size, dtype_or(dtype, torch.get_default_dtype())) * std + mean
+
+
+@lowers(aten.normal_functional.default, random=True)
 def normal(x: Any, mean: float = 0.0, std: float = 1.0, *, key: jax.Array, **_: Any) -> jax.Array:
     """Normal numbers of the shape and dtype of x."""
     return jax.random.normal(key, x.shape, x.dtype) * std + mean
@@ -100,6 +108,24 @@ def randint_like_from(x: jax.Array, low: int, high: int, dtype: Any = None, *, k
 def randperm(n: int, *, key: jax.Array, **_: Any) -> jax.Array:
     """A permutation of 0 to n - 1."""
     return jax.random.permutation(key, n)
+
+
+@lowers(aten.rrelu_with_noise_functional.default, random=True)
+def rrelu(
+    x: jax.Array,
+    noise: jax.Array,
+    low: float = 0.125,
+    high: float = 1 / 3,
+    train: bool = False,
+    *,
+    key: jax.Array,
+    **_: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """Scales negative elements by random slopes, which are returned as well."""
+    if not train:
+        return jnp.where(x <= 0, x * ((low + high) / 2), x), noise
+    slope = jnp.where(x <= 0, jax.random.uniform(key, x.shape, x.dtype, low, high), 1)
+    return x * slope, slope
 
 
 @lowers(aten.multinomial.default, random=True)

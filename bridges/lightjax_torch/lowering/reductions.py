@@ -67,24 +67,50 @@ lower_all(
         aten.min.default: _extreme(jnp.min),
         aten.max.dim: _extreme_and_place(jnp.argmax),
         aten.min.dim: _extreme_and_place(jnp.argmin),
-        aten.argmax.default: lambda x, dim=None, keepdim=False: jnp.argmax(x, dim, keepdims=keepdim),
-        aten.argmin.default: lambda x, dim=None, keepdim=False: jnp.argmin(x, dim, keepdims=keepdim),
+        aten.argmax.default: lambda x, dim=None, keepdim=False: _place_of(jnp.argmax, x, dim, keepdim),
+        aten.argmin.default: lambda x, dim=None, keepdim=False: _place_of(jnp.argmin, x, dim, keepdim),
         aten.any: _extreme(jnp.any),
         aten.all: _extreme(jnp.all),
         aten.prod.default: lambda x, dtype=None: jnp.prod(_for_product(x, dtype)),
         aten.prod.dim_int: lambda x, dim, keepdim=False, dtype=None: jnp.prod(
-            _for_product(x, dtype), dim, keepdims=keepdim
+            _for_product(x, dtype), axes(dim, x.ndim), keepdims=keepdim
         ),
         aten.cumsum.default: lambda x, dim, dtype=None: jnp.cumsum(_for_product(x, dtype), dim) if x.ndim else x,
         aten.cumprod.default: lambda x, dim, dtype=None: jnp.cumprod(_for_product(x, dtype), dim) if x.ndim else x,
+        aten.mode.default: lambda x, dim=-1, keepdim=False: mode(x, dim, keepdim),
         aten.logcumsumexp.default: lambda x, dim: lax.cumlogsumexp(x, dim % x.ndim) if x.ndim else x,
         aten.argsort.default: lambda x, dim=-1, descending=False: sort(x, dim, descending)[1],
         aten.argsort.stable: lambda x, stable=True, dim=-1, descending=False: sort(x, dim, descending)[1],
         aten.sort.stable: lambda x, stable=True, dim=-1, descending=False: sort(x, dim, descending),
-        aten.median.default: lambda x: kthvalue(x.ravel(), (x.size + 1) // 2)[0],
-        aten.median.dim: lambda x, dim=-1, keepdim=False: kthvalue(x, (x.shape[dim] + 1) // 2, dim, keepdim),
+        aten.median.default: lambda x: median(x.ravel(), 0, False, ignore_nan=False)[0],
+        aten.median.dim: lambda x, dim=-1, keepdim=False: median(x, dim, keepdim, ignore_nan=False),
+        aten.nanmedian.default: lambda x: median(x.ravel(), 0, False, ignore_nan=True)[0],
+        aten.nanmedian.dim: lambda x, dim=-1, keepdim=False: median(x, dim, keepdim, ignore_nan=True),
     }
 )
+
+
+def _place_of(find: Callable[..., jax.Array], x: jax.Array, dim: int | None, keepdim: bool) -> jax.Array:
+    if not x.ndim:
+        return jnp.zeros((), jnp.int32)
+    return find(x.astype(jnp.int32) if x.dtype == jnp.bool_ else x, dim, keepdims=keepdim)
+
+
+def median(x: jax.Array, dim: int, keepdim: bool, *, ignore_nan: bool) -> tuple[jax.Array, jax.Array]:
+    """The lower median and its place; NaN where one is NaN, or, ignored, only where all are."""
+    if not x.ndim:
+        return x, jnp.zeros((), jnp.int32)
+    if not x.shape[dim]:  # of an empty vector
+        shape = [1 if d == dim % x.ndim else n for d, n in enumerate(x.shape)]
+        empty = jnp.full(shape, jnp.nan if is_inexact(x) else 0, x.dtype), jnp.zeros(shape, jnp.int32)
+        return empty if keepdim else tuple(jnp.squeeze(one, dim) for one in empty)
+    values, places = sort(x, dim)
+    missing = jnp.sum(jnp.isnan(x), dim, keepdims=True)
+    n = x.shape[dim]
+    last = jnp.maximum(n - missing - 1, 0)
+    middle = last // 2 if ignore_nan else jnp.where(missing > 0, n - missing, (n - 1) // 2)
+    found = tuple(jnp.take_along_axis(one, middle, dim) for one in (values, places))
+    return found if keepdim else tuple(jnp.squeeze(one, dim) for one in found)  # pyright: ignore[reportReturnType]
 
 
 def _for_product(x: jax.Array, dtype: Any) -> jax.Array:
@@ -116,6 +142,8 @@ def _running_extreme(find: Callable[..., jax.Array]) -> Callable[..., tuple[jax.
         if not x.ndim:
             return x, jnp.zeros((), jnp.int32)
         dim %= x.ndim
+        if x.dtype == jnp.bool_:
+            return rule(x.astype(jnp.int32), dim)
         values = find(x, dim)
         places = lax.broadcasted_iota(jnp.int32, x.shape, dim)
         return values, lax.cummax(jnp.where(x == values, places, 0), dim)
@@ -156,10 +184,29 @@ def kthvalue(x: jax.Array, k: int, dim: int = -1, keepdim: bool = False) -> tupl
     return (values, places) if keepdim else (jnp.squeeze(values, dim), jnp.squeeze(places, dim))
 
 
+def mode(x: jax.Array, dim: int, keepdim: bool) -> tuple[jax.Array, jax.Array]:
+    """The smallest of the most frequent elements, and its last place."""
+    if not x.ndim:
+        return x, jnp.zeros((), jnp.int32)
+    rows = jnp.moveaxis(x, dim, -1)
+    counts = jnp.sum(rows[..., :, None] == rows[..., None, :], -1)
+    ordered = jnp.argsort(rows, -1, stable=True)
+    first = jnp.argmax(jnp.take_along_axis(counts, ordered, -1), -1, keepdims=True)
+    values = jnp.take_along_axis(rows, jnp.take_along_axis(ordered, first, -1), -1)
+    places = rows.shape[-1] - 1 - jnp.argmax((rows == values)[..., ::-1], -1, keepdims=True)
+    found = values, places
+    if not keepdim:
+        return values[..., 0], places[..., 0]
+    return tuple(jnp.moveaxis(one, -1, dim) for one in found)  # pyright: ignore[reportReturnType]
+
+
 @lowers(aten.histc.default)
 def histc(x: jax.Array, bins: int = 100, min: float = 0, max: float = 0) -> jax.Array:
     """Counts elements in bins of equal width; what lies outside counts nowhere."""
-    low, high = (x.min(), x.max()) if min == max else (min, max)
+    low, high = jnp.asarray(min, x.dtype), jnp.asarray(max, x.dtype)
+    if min == max and x.size:
+        low, high = x.min(), x.max()
+    low, high = jnp.where(low == high, low - 1, low), jnp.where(low == high, high + 1, high)
     place = jnp.clip(((x - low) / (high - low) * bins).astype(jnp.int32), 0, bins - 1)
     inside = (x >= low) & (x <= high)
     return jnp.zeros(bins, x.dtype).at[place.ravel()].add(inside.ravel().astype(x.dtype))

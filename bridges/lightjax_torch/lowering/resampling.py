@@ -202,6 +202,11 @@ def grid_sampler_backward(
 def _padded(mode: str, n: int) -> Callable[..., jax.Array]:
     def rule(x: jax.Array, padding: Sequence[int]) -> jax.Array:
         widths = [(0, 0)] * (x.ndim - n) + [(padding[2 * i], padding[2 * i + 1]) for i in reversed(range(n))]
+        if mode == "edge":
+            for dim, (low, high) in enumerate(widths):
+                size = x.shape[dim]
+                x = jnp.take(x, np.clip(np.arange(size + low + high) - low, 0, size - 1), axis=dim)
+            return x
         for dim, (low, high) in enumerate(widths):  # negative padding crops
             x = jax.lax.slice_in_dim(x, max(-low, 0), x.shape[dim] - max(-high, 0), axis=dim)
         return jnp.pad(x, [(max(low, 0), max(high, 0)) for low, high in widths], mode=mode)

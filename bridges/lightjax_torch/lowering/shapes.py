@@ -59,7 +59,8 @@ def expand(x: jax.Array, size: Sequence[int], implicit: bool = False) -> jax.Arr
 @lowers(aten.squeeze.dims, aten.squeeze.dim)
 def squeeze(x: jax.Array, dims: int | Sequence[int]) -> jax.Array:
     """Takes dimensions of length 1 away."""
-    return jnp.squeeze(x, tuple(d for d in axes(dims, x.ndim) if x.ndim and x.shape[d] == 1))
+    chosen = axes(dims, x.ndim) if isinstance(dims, int) or len(dims) else ()
+    return jnp.squeeze(x, tuple(d for d in chosen if x.shape[d] == 1))
 
 
 @lowers(aten.cat.default)

@@ -91,9 +91,9 @@ def is_inexact(x: Any) -> bool:
 
 def axes(dim: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
     """Returns dimensions as torch reads them: none, or an empty list, are all."""
-    if dim is None or (not isinstance(dim, int) and len(dim) == 0):
+    if not ndim or dim is None or (not isinstance(dim, int) and len(dim) == 0):
         return tuple(range(ndim))
-    return tuple(d % ndim if ndim else 0 for d in ([dim] if isinstance(dim, int) else dim))
+    return tuple(d % ndim for d in ([dim] if isinstance(dim, int) else dim))
 
 
 def widened(x: jax.Array) -> jax.Array:

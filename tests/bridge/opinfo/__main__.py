@@ -17,9 +17,10 @@ FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 
 def shard(number: int, shards: int, most: int, only: list[str], into: Path) -> None:
     """Runs every `shards`-th operator and writes a JSON line for each."""
+    from tests.bridge.opinfo.modules import modules
     from tests.bridge.opinfo.samples import of_operator, operators
 
-    chosen = [op for op in operators() if not only or op.name in only or op.full_name in only]
+    chosen = [op for op in [*operators(), *modules()] if not only or op.name in only or op.full_name in only]
     with into.open("w") as file:
         for op in chosen[number::shards]:
             json.dump({"name": op.full_name, "dtypes": of_operator(op, most)}, file)
@@ -54,10 +55,13 @@ def main() -> int:
         def run(number: int) -> None:
             command = [sys.executable, "-m", "tests.bridge.opinfo", "--shard", str(number), str(shards)]
             command += ["--only", request.only, "--most", str(request.most), "--into", str(paths[number])]
-            subprocess.run(command, env=environment, check=True)
+            crashed.extend([number] if subprocess.run(command, env=environment).returncode else [])
 
+        crashed: list[int] = []
         with ThreadPoolExecutor(request.processes) as pool:
             list(pool.map(run, range(shards)))
+        for number in crashed:
+            print(f"shard {number} of {shards} ended after {paths[number].read_text().count(chr(10))} operators")
         records = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
     lines = {record["name"]: ledger.line(record["name"], record["dtypes"]) for record in records}
@@ -67,7 +71,7 @@ def main() -> int:
     if request.write:
         ledger.write(kept.values())
     print(*ledger.totals(lines.values()), *(f"worse: {text}" for text in worse), sep="\n")
-    return int(bool(worse) and not request.write)
+    return int(bool(crashed) or (bool(worse) and not request.write))
 
 
 if __name__ == "__main__":

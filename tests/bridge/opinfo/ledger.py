@@ -36,6 +36,11 @@ class Line:
         counts = " ".join(f"{dtype}={count}" for dtype, count in self.counts.items())
         return f"{self.name} {counts}" + (f" # {self.note}" if self.note else "")
 
+    @property
+    def float32(self) -> Count:
+        """The count of the samples in float32, with or without a gradient."""
+        return self.counts.get("gradient") or self.counts.get("float32") or Count(0, 0)
+
     def worse_than(self, other: Line) -> list[str]:
         """Says in which dtypes fewer of the samples pass, or more are wrong."""
         found = []
@@ -76,7 +81,7 @@ def write(lines: Iterable[Line], path: Path = PATH) -> None:
     """Writes a ledger, with what it says in all at its top."""
     lines = sorted(lines, key=lambda one: one.name)
     head = [
-        "name dtype=passed/expressible!wrong # why the rest is refused",
+        "operator dtype=passed/expressible!wrong # why the rest is refused; gradient: float32 with its gradients",
         *totals(lines),
     ]
     path.write_text("".join(f"# {text}\n" for text in head) + "".join(f"{one}\n" for one in lines))

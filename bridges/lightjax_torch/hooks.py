@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from lightjax_torch.engine import TorchEngine
 
 # Where Lightning, torch and the stand-ins define what a hook does unless a module says otherwise.
-_DEFAULTS = ("lightning.pytorch.core.", "pytorch_lightning.core.", "lightjax_torch.module", "torch.nn.modules.module")
+_DEFAULTS = (
+    "lightning.pytorch.core.", "lightning.pytorch.callbacks.", "pytorch_lightning.core.",
+    "pytorch_lightning.callbacks.", "lightjax_torch.module", "torch.nn.modules.module",
+)  # fmt: skip
 
 
 def overridden(owner: Any, name: str) -> bool:
@@ -57,9 +60,11 @@ class ModuleHooks(Callback):
     def on_sanity_check_start(self, run: Run) -> None:
         """Lets the sanity check draw in vain."""
         self._random = random_states.states()
+        self._engine.calls.call("on_sanity_check_start")
 
     def on_sanity_check_end(self, run: Run) -> None:
         """Puts the random numbers back to where they were, and forgets what was logged."""
+        self._engine.calls.call("on_sanity_check_end")
         random_states.set_states(self._random)
         self._engine.log.newest.clear()
 
@@ -98,7 +103,8 @@ class ModuleHooks(Callback):
             engine.train_step.step_schedulers("epoch", run.epoch, plateau=True)
 
     def on_train_end(self, run: Run) -> None:
-        """Calls the module's hook."""
+        """Calls the module's hook; by then the epochs that are done are counted."""
+        self._engine.epoch = run.epoch
         self._engine.calls.call("on_train_end")
 
     def on_validation_start(self, run: Run) -> None:
@@ -159,7 +165,8 @@ class ModuleHooks(Callback):
         self._end("predict", run)
 
     def on_exception(self, run: Run, error: BaseException) -> None:
-        """Leaves the module in the mode it was in."""
+        """Tells Lightning's callbacks, and leaves the module in the mode it was in."""
+        self._engine.calls.call_callbacks("on_exception", error)
         self._restore_modes()
 
     def _begin(self, stage: str) -> None:

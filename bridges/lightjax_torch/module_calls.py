@@ -26,12 +26,14 @@ class ModuleCalls:
     Attributes:
       module: the module.
       hook: the step or hook under way; None between.
+      callbacks: of Lightning's class; each of their hooks is called before the module's.
     """
 
     def __init__(self, engine: TorchEngine) -> None:
         self._engine = engine
         self.module: Any = engine.module
         self.hook: str | None = None
+        self.callbacks: list[Any] = []
         self._overridden: dict[str, bool] = {}
         self._steps: dict[str, Callable[..., Any]] = {}
         self._accepted: dict[str, int] = {}
@@ -42,14 +44,25 @@ class ModuleCalls:
         self._steps.clear()
 
     def call(self, hook: str, *arguments: Any, default: Callable[[], Any] | None = None) -> Any:
-        """Calls a hook of the module if it has one of its own, else the default."""
+        """Calls a hook of the callbacks, then that of the module if it has one of its own, else the default."""
+        if self.callbacks:
+            self.call_callbacks(hook, *arguments)
         if not self.has(hook):
             return default() if default is not None else None
+        return self._called(hook, getattr(self.module, hook), *arguments)
+
+    def call_callbacks(self, hook: str, *arguments: Any) -> None:
+        """Calls a hook of the callbacks of Lightning's class."""
+        for one in self.callbacks:
+            if overridden(one, hook):
+                self._called(hook, getattr(one, hook), self._engine.view, self.module, *arguments)
+
+    def _called(self, hook: str, function: Callable[..., Any], *arguments: Any) -> Any:
         self.hook, before = hook, self.hook
         # Hooks of evaluation run without gradients, as its steps do.
         evaluating = self._engine.stage not in (None, "train")
         with torch.inference_mode() if evaluating else nullcontext():
-            found = getattr(self.module, hook)(*arguments)
+            found = function(*arguments)
         self.hook = before
         return found
 

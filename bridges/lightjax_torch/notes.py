@@ -30,6 +30,7 @@ def notes(engine: TorchEngine) -> dict[str, Any]:
         "optimizer_steps": engine.optimizer_steps,
         **_of_process(engine),
         "module": _saved_by_module(engine),
+        "callbacks": [one.state_dict() for one in engine.calls.callbacks],
     }
     processes = engine.processes
     if not processes.alone:
@@ -98,6 +99,9 @@ def restore_notes(engine: TorchEngine, notes: dict[str, Any]) -> None:
     for name, metric in _torchmetrics(engine).items():
         for state, value in found["metrics"].get(name, {}).items():
             setattr(metric, state, to_device(value, engine.device))
+    for one, state in zip(engine.calls.callbacks, found.get("callbacks") or (), strict=False):
+        if state:
+            one.load_state_dict(state)
     engine.calls.call("on_load_checkpoint", _checkpoint_dict(engine) | (found["module"] or {}))
 
 
@@ -133,7 +137,7 @@ def _checkpoint_dict(engine: TorchEngine) -> dict[str, Any]:
 
 def _saved_by_module(engine: TorchEngine) -> dict[str, Any]:
     """Returns what `on_save_checkpoint` put into the checkpoint."""
-    if not engine.calls.has("on_save_checkpoint"):
+    if not engine.calls.has("on_save_checkpoint") and not engine.calls.callbacks:
         return {}
     checkpoint = _checkpoint_dict(engine)
     own = set(checkpoint)

@@ -14,6 +14,7 @@ from lightjax.training import steps_of
 from lightjax_torch import random_states
 from lightjax_torch.attachment import attached
 from lightjax_torch.hooks import ModuleHooks, overridden
+from lightjax_torch.lightning_callbacks import parted
 from lightjax_torch.loader_source import LoaderSource, in_order, sources, train_source
 from lightjax_torch.module_calls import is_automatic, overridden_in
 from lightjax_torch.optimization import configured, stepped_by_module
@@ -162,15 +163,11 @@ class Preparation:
     def _resolve_callbacks(self) -> None:
         found = self._module.configure_callbacks() if overridden(self._module, "configure_callbacks") else []
         found = list(found) if isinstance(found, list | tuple) else [found]
-        from lightjax.callbacks import Callback
-
-        if wrong := [one for one in found if not isinstance(one, Callback)]:
-            raise ConfigurationError(
-                f"{type(self._module).__name__}.configure_callbacks returned {type(wrong[0]).__name__} of "
-                f"{type(wrong[0]).__module__}, which is no callback of lightjax; return lj.EarlyStopping, "
-                "lj.ModelCheckpoint, or a subclass of lj.Callback."
-            )
-        self._engine.callbacks = (*found, ModuleHooks(self._engine))
+        ours, theirs = parted(found, f"{type(self._module).__name__}.configure_callbacks returned")
+        kinds = {type(one) for one in theirs}
+        given = [one for one in getattr(self._engine.trainer, "lightning_callbacks", ()) if type(one) not in kinds]
+        self._engine.calls.callbacks = [*given, *theirs]
+        self._engine.callbacks = (*ours, ModuleHooks(self._engine))
 
     def _set_up(self, stage: str, datamodule: Any, kept: Any = None) -> None:
         """Runs what prepares data and module, in Lightning's order."""
@@ -180,9 +177,9 @@ class Preparation:
         for owner in (datamodule, self._module):
             if owner is not None and overridden(owner, "prepare_data"):
                 owner.prepare_data()
-        for owner in (datamodule, self._module):
-            if owner is not None and overridden(owner, "setup"):
-                owner.setup(stage)
+        if datamodule is not None and overridden(datamodule, "setup"):
+            datamodule.setup(stage)
+        self._engine.calls.call("setup", stage)
         if datamodule is not None and kept and overridden(datamodule, "load_state_dict"):
             datamodule.load_state_dict(kept)
         self._engine.calls.call("configure_model")

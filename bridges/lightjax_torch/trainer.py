@@ -12,6 +12,7 @@ import lightjax
 from lightjax.errors import ConfigurationError
 from lightjax.result import FitResult
 from lightjax_torch.bridge import from_torch
+from lightjax_torch.lightning_callbacks import parted
 from lightjax_torch.processes import Processes, joined
 
 # Arguments of Lightning's trainer that are gone or called otherwise, and what to write.
@@ -114,6 +115,9 @@ class Trainer(lightjax.Trainer):
             conflicts.append(f"strategy={strategy!r}: give one of {', '.join(_STRATEGIES)}")
         if not conflicts:
             conflicts += _missing(joined(), devices, num_nodes)
+        given = arguments.get("callbacks")
+        given = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+        arguments["callbacks"], self.lightning_callbacks = parted(given, "Trainer(callbacks=...) got")
         if conflicts:
             raise ConfigurationError(
                 "Trainer cannot do what it was asked for:\n" + "\n".join(f"  {one}" for one in conflicts)

@@ -14,7 +14,7 @@ LOGGERS := .venv-loggers
 CLIENTS := mlflow,wandb,comet,neptune,polyaxon,clearml
 
 .NOTPARALLEL:
-.PHONY: help demo test chaos opinfo logger-test browser-test lint format clean
+.PHONY: help demo test chaos opinfo logger-test browser-test cluster-test lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## says what each target does
@@ -23,7 +23,11 @@ help:  ## says what each target does
 demo: $(DEMO)  ## makes .venv, installs lightjax, trains examples/digits.py
 	$(BIN)/python examples/digits.py
 
-test: $(DEV)  ## the same, then ruff, pyright and every test
+# TPU=no leaves out libtpu, the TPU compiler; its tests then say why they are skipped.
+TPU ?= yes
+TPU_COMPILER := $(if $(filter no,$(TPU)),,$(VENV)/.installed-tpu)
+
+test: $(DEV) $(TPU_COMPILER)  ## the same, then ruff, pyright and every test; TPU=no does without the TPU compiler (200 MB)
 	$(BIN)/python examples/digits.py
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
@@ -42,6 +46,9 @@ browser-test: $(DEV)  ## finds the curves of a report in a real browser (apt-get
 
 opinfo: $(DEV)  ## every operator of torch's own test database through the bridge, against its ledger: about an hour of CPU
 	$(BIN)/python -m tests.bridge.opinfo
+
+cluster-test: $(DEV)  ## starts SLURM on two nodes, both here, and trains with srun and mpirun; installs both (Debian, root)
+	tests/cluster/cluster-test $(BIN)/python
 
 lint: $(DEV)  ## ruff, the format check and pyright
 	$(BIN)/ruff check .
@@ -74,6 +81,11 @@ $(DEV): $(CREATED) pyproject.toml constraints.txt
 	$(PIP_INSTALL) torch
 	$(PIP_INSTALL) -e '.[torch,dev]'
 	@touch $(DEMO) $@
+
+$(VENV)/.installed-tpu: $(DEV)
+	@echo "Installing libtpu, the TPU compiler, 200 MB, once: 'make test TPU=no' does without."
+	$(PIP_INSTALL) -e '.[tpu-plan]'
+	@touch $@
 
 $(LOGGERS)/.installed: $(CREATED) pyproject.toml constraints.txt
 	@echo "Installing the clients of all loggers into $(LOGGERS): a few minutes, the first time only."

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import re
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,9 +21,9 @@ from lightjax.engine.hlo import Collective, Temporary, collectives, largest_temp
 from lightjax.engine.jit import JitEngine
 from lightjax.engine.memory import Memory, memory_of
 from lightjax.errors import ConfigurationError
+from lightjax.metrics import batch_size
 from lightjax.summary import format_bytes
 
-_LARGEST = re.compile(r"Size: ([\d.]+)([KMGT]?)\s+(?:Operator: op_name=\"([^\"]*)\")?.*?Shape: (\S+\])", re.S)
 # "Used 22.6G of 15.75G hbm", "HLO temporaries (19.05G) exceeds available HBM (15.75G)"
 _USED = re.compile(r"(?:Used |\()([\d.]+)([KMGT]?)\)?(?: of | exceeds available \w+ \()([\d.]+)([KMGT]?)")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -37,8 +41,9 @@ class Plan:
         the program is too large.
       flops: of the matrix products and convolutions of one step over all devices, remat included.
       collectives: messages between devices, by kind, of one call.
-      temporaries: the largest arrays the program makes, by the names of the operations; of a program that does not fit,
-        those that are alive together at its peak.
+      temporaries: the largest arrays the program makes, by the names of the operations.
+      unsplit: the shapes, among those, that begin with all rows of the batch although it is split, and are larger than
+        any leaf of the state: activations that `lj.shard_batch` would hold to the batch.
       shardings: how each leaf of the state is split, by path.
       train_step: the compiled `(state, batch) -> (state, metrics)`, for a loop of one's own; the state is donated. None
         for devices that are not there, for several steps a call, and for a program that does not fit.
@@ -52,6 +57,7 @@ class Plan:
     flops: int
     collectives: tuple[Collective, ...]
     temporaries: tuple[Temporary, ...]
+    unsplit: tuple[str, ...]
     shardings: Mapping[str, str]
     train_step: Callable[[Any, Any], tuple[Any, Any]] | None = field(default=None, repr=False)
     create_state: Callable[[Any, Any], Any] | None = field(default=None, repr=False)
@@ -81,7 +87,8 @@ class Plan:
     def to_json(self) -> str:
         """Returns the plan as JSON."""
         numbers = {
-            name: getattr(self, name) for name in ("device_kind", "steps", "devices", "flops", "fits", "shardings")
+            name: getattr(self, name)
+            for name in ("device_kind", "steps", "devices", "flops", "fits", "unsplit", "shardings")
         }
         lists = {name: [asdict(one) for one in getattr(self, name)] for name in ("collectives", "temporaries")}
         memory = asdict(self.memory) | {"peak": self.memory.peak}
@@ -110,11 +117,11 @@ class Plan:
             lines += ["", "messages between devices, a call"]
             lines += [f"  {one.kind:<18} {one.count:>6}  {format_bytes(one.bytes):>10}" for one in self.collectives]
         if self.temporaries:
-            lines += [
-                "",
-                "largest arrays the program makes" if self.fits is not False else "largest arrays at its peak",
-            ]
+            lines += ["", "largest arrays the program makes"]
             lines += [f"  {format_bytes(one.bytes):>10}  {one.shape}  {one.name}" for one in self.temporaries]
+        if self.unsplit:
+            lines.append(f"  {', '.join(self.unsplit)}: all rows of the batch on every device. Hold activations there")
+            lines.append("  to the batch: x = lj.shard_batch(x), after the embedding and at the top of each block.")
         split = {path: spec for path, spec in self.shardings.items() if spec != "whole"}
         lines += [
             "",
@@ -144,16 +151,15 @@ def make_plan(engine: JitEngine, key: Any, batch: Any, steps: int, *, present: b
     traced = engine.traced("train")
     lowered = engine.lower_step() if steps == 1 else engine.lower("train", stacked_spec(batch, steps))
     device = layout.device
-    found: dict[str, Any] = dict(collectives=(), temporaries=(), train_step=None, create_state=None)
+    train_step = None
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        memory, found["temporaries"] = _too_large(str(error), device)
+        memory, text = _too_large(str(error)), _text_of_too_large(lowered)
     else:
         memory, text = memory_of(compiled, device), compiled.as_text()
-        found |= dict(collectives=collectives(text), temporaries=largest_temporaries(text))
         if steps == 1 and present:
             structure = jax.tree.structure(traced.state)
 
@@ -162,29 +168,54 @@ def make_plan(engine: JitEngine, key: Any, batch: Any, steps: int, *, present: b
                 state = jax.tree.unflatten(structure, jax.tree.leaves(state))
                 return compiled(state, jax.device_put(batch, layout.batch(batch)))
 
-            found |= dict(train_step=train_step, create_state=engine.create_state)
+    temporaries = largest_temporaries(text)
     mesh = getattr(layout.replicated, "mesh", None)
-    jaxpr = jax.make_jaxpr(traced.step)(traced.state, traced.batch)
+    with layout.scope():
+        jaxpr = jax.make_jaxpr(traced.step)(traced.state, traced.batch)
     return Plan(
         device_kind=device.device_kind,
         mesh={"data": 1} if mesh is None else dict(mesh.shape),
         steps=steps,
         memory=memory,
         flops=steps * count_flops(jaxpr),
+        collectives=collectives(text),
+        temporaries=temporaries,
+        unsplit=_unsplit(temporaries, state, batch, layout),
         shardings={path: _spec(leaf) for path, leaf in _tree.named_leaves(layout.state(state)).items()},
-        **found,
+        train_step=train_step,
+        create_state=None if train_step is None else engine.create_state,
     )
 
 
-def _too_large(message: str, device: Any) -> tuple[Memory, tuple[Temporary, ...]]:
+def _too_large(message: str) -> Memory:
     """Reads the compiler's reason for giving up."""
     used = _USED.search(message)
     peak, limit = (None, None) if used is None else (_bytes(*used.groups()[:2]), _bytes(*used.groups()[2:4]))
-    memory = Memory(None, None, None, None, None, limit, exceeded=peak or 0)
-    temporaries = [
-        Temporary(_bytes(number, unit), shape, name or "") for number, unit, name, shape in _LARGEST.findall(message)
-    ]
-    return memory, tuple(temporaries[:8])
+    return Memory(None, None, None, None, None, limit, exceeded=peak or 0)
+
+
+def _text_of_too_large(lowered: Any) -> str:
+    """Returns the text of a program that its compiler gave up on; "" where it leaves none.
+
+    The error has a sum and no names. Asked for its notes, the compiler writes the program down before it gives up,
+    which it does early: after two seconds for a transformer on 256 chips.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            lowered.compile(compiler_options={"xla_dump_to": directory})
+        notes = sorted(Path(directory).glob("*after_optimizations.txt"), key=lambda file: file.stat().st_size)
+        return notes[-1].read_text() if notes else ""
+
+
+def _unsplit(temporaries: Sequence[Temporary], state: Any, batch: Any, layout: Any) -> tuple[str, ...]:
+    """Finds activations that begin with all rows of a batch that is split."""
+    rows, largest = batch_size(batch), max((leaf.size for leaf in jax.tree.leaves(state)), default=0)
+    if rows is None or all(sharding.is_fully_replicated for sharding in jax.tree.leaves(layout.batch(batch))):
+        return ()
+    shapes = {one.shape: [int(size) for size in re.findall(r"\d+", one.shape.partition("[")[2])] for one in temporaries}
+    return tuple(
+        shape for shape, sizes in shapes.items() if len(sizes) > 1 and sizes[0] == rows and math.prod(sizes) > largest
+    )
 
 
 def _bytes(number: str, unit: str) -> int:

@@ -27,6 +27,8 @@ def topology_devices(topology: str) -> list[Any]:
         )
     # Without a TPU there is no metadata server to ask what machine this is.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # Nor a chip that two processes could fight over: without this, a second plan at the same time finds a locked file.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
     try:

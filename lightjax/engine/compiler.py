@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from lightjax.engine.memory import refusal
+
 
 class Compiler:
     """Compiles in a thread that lives from the first program to `close`.
@@ -56,7 +58,10 @@ class Compiler:
         self, lowered: Any, options: dict[str, str | bool] | None, check: Callable[[Any], None] | None
     ) -> Callable[..., Any]:
         begun_s = time.perf_counter()
-        program = lowered.compile(compiler_options={**self._options, **(options or {})} or None)
+        try:
+            program = lowered.compile(compiler_options={**self._options, **(options or {})} or None)
+        except jax.errors.JaxRuntimeError as error:
+            raise refusal(error) or error from error
         self.compile_s = time.perf_counter() - begun_s
         if check is not None:
             check(program)

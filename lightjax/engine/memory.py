@@ -58,6 +58,8 @@ class Memory:
     @property
     def verdict(self) -> str:
         """The answer in words."""
+        if self.exceeded == 0:
+            return "does not fit, says the compiler, without a number"
         if self.limit is None:
             return "what the device has is not known"
         has, needs = f"{self.limit / 2**30:.2f} GiB", f"{self.peak / 2**30:.2f} GiB"
@@ -101,3 +103,15 @@ def check_memory(compiled: Any, device: Any) -> None:
             "state (strategy='fsdp'), hold activations to the batch (lj.shard_batch), give smaller batches, or run it "
             "all the same: Trainer(check_memory=False)."
         )
+
+
+def refusal(error: Exception) -> ConfigurationError | None:
+    """Returns what to raise instead of the compiler's error, where it gave up because a program is too large."""
+    reason = str(error)
+    if "RESOURCE_EXHAUSTED" not in reason:
+        return None
+    return ConfigurationError(
+        f"The compiler gave up on a program that is too large for the devices: {reason.splitlines()[0]} "
+        "trainer.plan(task, batch) names the largest arrays. Split the state (strategy='fsdp'), hold activations to "
+        "the batch (lj.shard_batch), or give smaller batches."
+    )

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lightjax import _tree
@@ -183,9 +184,14 @@ def make_mesh(wanted: Any, devices: list[Any]) -> tuple[jax.sharding.Mesh | None
             None,
             f"{text}: {' x '.join(map(str, sizes.values()))} are not {len(devices)}; write sizes that multiply up",
         )
-    return jax.make_mesh(
-        tuple(sizes.values()), tuple(sizes), (jax.sharding.AxisType.Auto,) * len(sizes), devices=devices
-    ), None
+    names, shape = tuple(sizes), tuple(sizes.values())
+    types = (jax.sharding.AxisType.Auto,) * len(sizes)
+    try:
+        return jax.make_mesh(shape, names, types, devices=devices), None
+    except NotImplementedError:
+        # A TPU pod of 8 x 8 x 16 chips has no side of 4: an axis of 4 is a part of one.
+        found = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return jax.sharding.Mesh(found, names, axis_types=types), None
 
 
 def _no_data_axis(names: Any) -> str:

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -136,27 +135,6 @@ def test_a_process_that_dies_ends_the_others_with_a_sentence(tmp_path):
     assert "error" in others
     # Without shorter timeouts of ours it takes jax 300 s.
     assert time.monotonic() - begun_s < 90
-
-
-@pytest.mark.parametrize("launcher", ["mpirun", "srun"])
-def test_the_digits_example_trains_with_two_processes_by_nothing_but_a_launcher(launcher, tmp_path):
-    commands = {
-        "mpirun": ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2"],
-        "srun": ["srun", "-N2", "-n2", "--kill-on-bad-exit=1"],
-    }
-    if shutil.which(launcher) is None:
-        pytest.skip(f"{launcher} is not installed")
-    if launcher == "srun" and subprocess.run(["sinfo"], capture_output=True, check=False).returncode:
-        pytest.skip("no SLURM answers")
-    pytest.importorskip("sklearn")
-    command = [*commands[launcher], sys.executable, str(ROOT / "examples" / "digits.py"), "--max-epochs", "2"]
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=170, check=False
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    assert done.stdout.count("stopped by max_epochs at step 40") == 1
-    assert len(list(tmp_path.glob("lightjax_logs/version_*"))) == 1
 
 
 @pytest.mark.parametrize(

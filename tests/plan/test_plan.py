@@ -5,11 +5,13 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import lightjax as lj
 from lightjax.cli import main
 from lightjax.engine import memory
+from lightjax.engine.compiler import Compiler
 from lightjax.engine.hlo import Collective, collectives, largest_temporaries
 from tests.models import digit_like_data, mlp_task, quiet
 
@@ -80,6 +82,17 @@ def test_a_program_too_large_is_refused_with_the_numbers_unless_told_otherwise(m
     assert int(quiet(max_epochs=1, check_memory=False).fit(mlp_task(), data).state.step) == 2
 
 
+def test_a_program_the_compiler_gives_up_on_says_what_to_do():
+    class Lowered:
+        def compile(self, compiler_options):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory on HBM (17.00G) of (15.75G).")
+
+    compiler = Compiler({})
+    with pytest.raises(lj.ConfigurationError, match=r"too large for the devices.*17.00G.*lj.shard_batch"):
+        compiler.submit(Lowered()).result()
+    compiler.close()
+
+
 def test_without_the_compiler_a_topology_says_what_to_install(monkeypatch):
     monkeypatch.setattr("lightjax.topology.find_spec", lambda name: None)
     with pytest.raises(lj.ConfigurationError, match=r"pip install 'lightjax\[tpu-plan\]'"):
@@ -122,3 +135,20 @@ def test_the_command_line_prints_a_plan(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["flops"] == 2 * 2 * 32 * 3
     assert main(["plan", f"{script}:tsk"]) == 1
     assert "has no 'tsk'; it has batch, init" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_plan_names_activations_that_hold_the_whole_batch_on_each_device(held):
+    def init(key, batch):
+        return lj.TrainState.create(params={"w": jnp.zeros((16, 64))}, optimizer=optax.sgd(0.1))
+
+    def loss_fn(state, batch):
+        x = batch["x"] @ state.params["w"]
+        x = lj.shard_batch(x) if held else jax.lax.with_sharding_constraint(x, jax.P())
+        return (jnp.sin(x) ** 2).mean(), {}
+
+    plan = quiet(max_epochs=1, devices=8).plan(
+        lj.Task.from_loss(init, loss_fn), {"x": jax.ShapeDtypeStruct((512, 16), jnp.float32)}
+    )
+    assert ("f32[512,64]" in plan.unsplit) is not held
+    assert ("x = lj.shard_batch(x)" in str(plan)) is not held

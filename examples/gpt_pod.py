@@ -1,4 +1,11 @@
-"""A GPT with its layers in one scan, for plans: any size, since nothing of it is ever made."""
+"""A GPT of 1.3 billion parameters, to plan for a pod before it is rented.
+
+    lightjax plan examples/gpt_pod.py:gpt_task --batch gpt_batch --topology v5e:16x16 --strategy fsdp
+
+Its layers are one scan with remat around each, so that it compiles in the same time at any depth. `lj.shard_batch`
+holds activations to the batch: without it the partitioner follows the weights, and every chip gets activations of all
+256.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +14,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec as P
 
 import lightjax as lj
+
+SEQUENCES_A_CHIP = 4
+
+# Tensor parallel within every block: columns of what widens, rows of what narrows; fsdp over what is left.
+fsdp_tensor = lj.Sharded(
+    mesh={"data": -1, "tensor": 4},
+    rules=[("(qkv|up)$", P(None, None, "tensor")), ("(out|down)$", P(None, "tensor", None))],
+    fsdp=True,
+)
 
 
 def gpt_task(layers: int = 24, width: int = 2048, vocabulary: int = 32768, *, held: bool = True) -> lj.Task:
@@ -59,5 +76,6 @@ def gpt_task(layers: int = 24, width: int = 2048, vocabulary: int = 32768, *, he
     return lj.Task.from_loss(init, loss_fn)
 
 
-def gpt_batch(sequences: int, length: int = 1024) -> Any:
+def gpt_batch(sequences: int = 256 * SEQUENCES_A_CHIP, length: int = 1024) -> Any:
+    """Shapes of a batch over all devices."""
     return {"tokens": jax.ShapeDtypeStruct((sequences, length), jnp.int32)}

@@ -61,7 +61,9 @@ def put_whole(tree: Any, shardings: Any) -> Any:
             data = put(jax.random.key_data(leaf), sharding)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
         host = np.asarray(leaf)
-        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+        # It is asked for, as by device_put, and no slip for the transfer guard of the loop.
+        with jax.transfer_guard_host_to_device("allow"):
+            return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     return jax.tree.map(put, tree, shardings)
 

@@ -25,7 +25,12 @@ from lightjax.topology import topology_devices
 
 TOPOLOGIES = ("v5e:2x4", "v5e:8x8", "v5e:16x16", "v5p:8x8x16")
 STRATEGIES = {"jit": "jit", "fsdp": "fsdp", "fsdp x tensor 4": fsdp_tensor}
-FIGURES = {"peak": "GB a chip, peak", "arguments": "GB a chip, state and batch", "sent": "GB sent a step, each chip"}
+FIGURES = {
+    "arguments": ("GB a chip, state and batch", 1e9, "log"),
+    "peak": ("GB a chip, peak", 1e9, "linear"),
+    "sent": ("GB a chip sends in a step", 1e9, "linear"),
+    "FLOP": ("TFLOP of a chip in a step", 1e12, "linear"),
+}
 
 
 def measure(topology: str, name: str) -> dict[str, Any]:
@@ -82,17 +87,20 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Draws each number over the number of chips, a curve for each strategy."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    for axes, (number, label) in zip(figure.subplots(1, len(FIGURES)), FIGURES.items(), strict=True):
+    figure = Figure(figsize=(14, 3.6), layout="constrained")
+    panels = zip(figure.subplots(1, len(FIGURES)), FIGURES.items(), strict=True)
+    for axes, (number, (label, unit, scale)) in panels:
         for name in dict.fromkeys(row["strategy"] for row in rows):
-            found = [(row["chips"], row[number] / 1e9) for row in rows if row["strategy"] == name and row[number]]
+            found = [(row["chips"], row[number] / unit) for row in rows if row["strategy"] == name and row[number]]
             axes.plot(*zip(*sorted(found), strict=True), marker="o", label=name) if found else None
-        axes.set(xscale="log", yscale="log", xlabel="chips", title=label)
+        axes.set(xscale="log", yscale=scale, xlabel="chips", title=label)
+        if scale == "linear":
+            axes.set_ylim(bottom=0)
         chips = sorted({row["chips"] for row in rows})
         axes.set_xticks(chips, map(str, chips), minor=False)
-        axes.minorticks_off()
+        axes.xaxis.set_tick_params(which="minor", bottom=False)
         axes.grid(alpha=0.3)
-    figure.axes[0].legend()
+    figure.legend(*figure.axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=len(STRATEGIES))
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 

@@ -14,13 +14,13 @@ import numpy as np
 
 import lightjax as lj
 from tests.models import digit_like_data
-from tests.parallel.tasks import TASKS, TENSOR_RULES, train
+from tests.parallel.tasks import TASKS, train
 
 CASES = {
     "jit": {"strategy": "jit"},
     "fsdp": {"strategy": "fsdp"},
     "pmap": {"strategy": "pmap"},
-    "tensor": {"strategy": lj.Sharded(mesh={"data": -1, "tensor": 2}, rules=TENSOR_RULES["transformer"], fsdp=True)},
+    "tensor": {"strategy": lj.Sharded(mesh={"data": -1, "tensor": 2}, fsdp=True)},
 }
 
 
@@ -41,8 +41,7 @@ def main(cases: str) -> None:
     """Runs each case, one after the other: a process takes longer to start than to train."""
     found = {}
     for case in cases.split(","):
-        model, _, arrangement = case.partition("/")
-        found[case] = numbers(train(model, **CASES[arrangement])) if arrangement else globals()[f"run_{case}"]()
+        found[case] = numbers(train("mlp", **CASES[case])) if case in CASES else globals()[f"run_{case}"]()
     print("FOUND " + json.dumps(found | {"process": jax.process_index(), "devices": jax.device_count()}))
 
 

@@ -1,7 +1,6 @@
 """Several processes train as one does, end together, and write once."""
 
 import csv
-import functools
 import json
 import os
 import socket
@@ -10,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -40,7 +38,7 @@ def launch(count, cases, directory):
     ended = []
     try:
         for process in processes:
-            output, _ = process.communicate(timeout=500)
+            output, _ = process.communicate(timeout=170)
             found = [json.loads(line[6:]) for line in output.splitlines() if line.startswith("FOUND ")]
             ended.append((process.returncode, found[0] if found else None, output))
     finally:
@@ -54,35 +52,39 @@ def assert_same(found, reference):
         assert row.keys() == expected.keys()
         for metric, value in expected.items():
             np.testing.assert_allclose(row[metric], value, rtol=2e-4, atol=1e-6, err_msg=f"{metric} {row['step']}")
-    squares = [float((np.asarray(leaf) ** 2).sum()) for leaf in jax.tree.leaves(reference.state.params)]
+    squares = [float((np.asarray(leaf) ** 2).sum()) for _, leaf in sorted_leaves(reference.state.params)]
     np.testing.assert_allclose(found["squares"], squares, rtol=2e-4)
     assert found["step"] == int(reference.state.step)
 
 
+def sorted_leaves(params):
+    return sorted((f"{layer}/{name}", leaf) for layer, leaves in params.items() for name, leaf in leaves.items())
+
+
 @pytest.fixture(scope="module")
 def on_one_device():
-    return functools.cache(lambda model: train(model, devices=1))
+    return train("mlp", devices=1)
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     directory = tmp_path_factory.mktemp("two")
-    return directory, launch(2, "cnn/jit,transformer/fsdp,mlp/pmap,files,own,predict", directory)
+    return directory, launch(2, "jit,fsdp,pmap,files,own,predict", directory)
 
 
-@pytest.mark.parametrize("case", ["cnn/jit", "transformer/fsdp", "mlp/pmap"])
+@pytest.mark.parametrize("case", ["jit", "fsdp", "pmap"])
 def test_two_processes_train_as_one_device_does(two, case, on_one_device):
     for code, found, output in two[1]:
         assert code == 0, output[-3000:]
         assert found["devices"] == DEVICES
-        assert_same(found[case], on_one_device(case.partition("/")[0]))
+        assert_same(found[case], on_one_device)
 
 
 def test_four_processes_train_as_one_device_does(tmp_path, on_one_device):
-    for code, found, output in launch(4, "cnn/jit,transformer/tensor", tmp_path):
+    for code, found, output in launch(4, "jit,tensor", tmp_path):
         assert code == 0, output[-3000:]
-        assert_same(found["cnn/jit"], on_one_device("cnn"))
-        assert_same(found["transformer/tensor"], on_one_device("transformer"))
+        assert_same(found["jit"], on_one_device)
+        assert_same(found["tensor"], on_one_device)
 
 
 def test_processes_save_together_write_once_and_resume(two, on_one_device):
@@ -91,7 +93,7 @@ def test_processes_save_together_write_once_and_resume(two, on_one_device):
     assert [one.name for one in runs.iterdir() if one.name != "compilation_cache"] == ["version_0"]
     for _, found, _ in ended:
         assert found["files"]["step"] == 20
-        np.testing.assert_allclose(found["files"]["squares"], found["mlp/pmap"]["squares"], rtol=2e-4)
+        np.testing.assert_allclose(found["files"]["squares"], found["fsdp"]["squares"], rtol=2e-4)
     with open(runs / "version_0" / "metrics.csv") as file:
         steps = [int(row["step"]) for row in csv.DictReader(file)]
     assert steps == list(range(1, 21))
@@ -100,10 +102,10 @@ def test_processes_save_together_write_once_and_resume(two, on_one_device):
     # And one process restores what two have saved.
     last = lj.Checkpoint.open(max((runs / "version_0" / "checkpoints").glob("step_*"), key=lambda path: path.name))
     assert last.damage() is None
-    restored = last.restore(on_one_device("mlp").state)
+    restored = last.restore(on_one_device.state)
     np.testing.assert_allclose(
         np.asarray(restored.params["Dense_1"]["kernel"]),
-        np.asarray(on_one_device("mlp").state.params["Dense_1"]["kernel"]),
+        np.asarray(on_one_device.state.params["Dense_1"]["kernel"]),
         rtol=2e-4,
         atol=2e-5,
     )

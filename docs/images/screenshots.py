@@ -85,8 +85,8 @@ def take_report(chromium: str, folder: Path) -> None:
     take(chromium, page, IMAGES / "report.png", 1360, 680)
 
 
-def shown_in_terminal(program: str, folder: Path, seconds: float = 6.0) -> list[str]:
-    """Runs a program in a pseudo-terminal; returns the lines on it some seconds after its first evaluation."""
+def shown_in_terminal(program: str, folder: Path, until: str = "Epoch 20/") -> list[str]:
+    """Runs a program in a pseudo-terminal; returns the lines on it a second after a text is."""
     master, slave = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": str(COLUMNS)}
     process = subprocess.Popen(
@@ -96,8 +96,8 @@ def shown_in_terminal(program: str, folder: Path, seconds: float = 6.0) -> list[
     output, until_s = "", None
     while until_s is None or time.monotonic() < until_s:
         output += os.read(master, 1 << 16).decode(errors="replace")
-        if until_s is None and "val/loss" in output:
-            until_s = time.monotonic() + seconds
+        if until_s is None and until in output:
+            until_s = time.monotonic() + 1.0
     process.kill()
     process.wait()
     os.close(master)

@@ -17,6 +17,13 @@ from tests.models import linear_data, linear_task, quiet
 STEPS = (5, 10, 15, 20)
 
 
+def with_their_warnings(tests):
+    """Lets the clients warn of what they like; what lightjax says of a call that failed is an error."""
+    for filters in ("default", "error:.*(training goes on without|lost some of what was logged)"):
+        tests = pytest.mark.filterwarnings(filters)(tests)
+    return tests
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     for name, value in (
@@ -42,12 +49,18 @@ def train(tmp_path, logger):
 
 def log_all_kinds(logger):
     """Logs one of everything the logger can."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1, 1))
+    figure.subplots().plot([1, 2])
+    logger.log_hyperparams({"rate": 0.5, "model": {"layers": np.int64(3), "bias": True}, "none": None})
     logger.log_metrics(30, {"épreuve/ü ñ": math.nan, "other": math.inf, "train/loss": 1.0})
     for method, arguments in (
         ("log_image", (30, "samples/first", np.linspace(0, 1, 48).reshape(4, 4, 3))),
         ("log_text", (30, "notes", "hello *there*")),
         ("log_histogram", (30, "weights", np.arange(100.0))),
         ("log_table", (30, "table", ["a", "b"], [[1, "x"], [2, "y"]])),
+        ("log_figure", (30, "drawn", figure)),
     ):
         if hasattr(logger, method):
             getattr(logger, method)(*arguments)
@@ -70,7 +83,7 @@ def records_of(content):
     return records
 
 
-@pytest.mark.filterwarnings("default")
+@with_their_warnings
 class TestWandb:
     def rows(self, tmp_path):
         """Reads the history out of the transaction log: LevelDB's log format around protobuf records."""
@@ -105,7 +118,7 @@ class TestWandb:
         assert any(math.isnan(row["épreuve/ü ñ"]) for row in rows if "épreuve/ü ñ" in row)
 
 
-@pytest.mark.filterwarnings("default")
+@with_their_warnings
 class TestMLflow:
     def client(self, tmp_path):
         from mlflow.tracking import MlflowClient
@@ -141,7 +154,7 @@ class TestMLflow:
         assert len(self.client(tmp_path)[1]) == 2
 
 
-@pytest.mark.filterwarnings("default")
+@with_their_warnings
 class TestComet:
     def messages(self, tmp_path):
         """The messages, and what the other files of the archive hold."""
@@ -169,7 +182,7 @@ class TestComet:
             assert part in text
 
 
-@pytest.mark.filterwarnings("default")
+@with_their_warnings
 class TestNeptune:
     def operations(self, tmp_path):
         return "\n".join(path.read_text() for path in tmp_path.rglob("data-*.log"))
@@ -191,8 +204,24 @@ class TestNeptune:
         assert found == losses
         assert "max_steps" in lines
 
+    def test_all_kinds(self, tmp_path):
+        pytest.importorskip("neptune", reason="neptune is not installed (lightjax[neptune])")
+        log_all_kinds(lj.NeptuneLogger(directory=tmp_path))
+        lines = self.operations(tmp_path)
+        for path in (
+            '["images", "samples", "first"]',
+            '["images", "drawn"]',
+            '["texts", "notes"]',
+            '["texts", "table"]',
+        ):
+            assert path in lines
+        assert '["metrics", "train", "loss"]' in lines
+        assert "other" not in lines  # Neptune takes no infinity
+        assert "hello *there*" in lines
+        assert '["parameters", "model", "layers"]' in lines
 
-@pytest.mark.filterwarnings("default")
+
+@with_their_warnings
 class TestPolyaxon:
     def test_what_was_logged_is_in_the_event_files(self, tmp_path):
         pytest.importorskip("traceml", reason="traceml is not installed (lightjax[polyaxon])")
@@ -204,20 +233,42 @@ class TestPolyaxon:
         pytest.importorskip("traceml", reason="traceml is not installed (lightjax[polyaxon])")
         log_all_kinds(lj.PolyaxonLogger("test", offline=True, directory=tmp_path))
         names = {path.name for path in tmp_path.rglob("*.plx")}
-        assert {"train-loss.plx", "samples-first.plx", "notes.plx", "weights.plx"} <= names
+        assert {"train-loss.plx", "samples-first.plx", "notes.plx", "weights.plx", "drawn.plx", "table.plx"} <= names
+        (line,) = next(tmp_path.rglob("other.plx")).read_text().splitlines()[1:]
+        assert float(line.split("|")[2]) == math.inf
 
 
-@pytest.mark.filterwarnings("default")
+@with_their_warnings
 class TestClearML:
-    def test_what_was_logged_is_in_the_session(self, tmp_path, monkeypatch):
-        pytest.importorskip("clearml", reason="clearml is not installed (lightjax[clearml])")
-        monkeypatch.setenv("HOME", str(tmp_path))
-        _, losses = train(tmp_path, lj.ClearMLLogger("test", offline=True))
+    def events(self, tmp_path):
         text = "".join(path.read_text() for path in tmp_path.rglob("metrics.jsonl"))
         for path in tmp_path.rglob("*.zip"):
             with zipfile.ZipFile(path) as archive:
                 text += "".join(archive.read(name).decode() for name in archive.namelist() if name == "metrics.jsonl")
-        events = [event for line in text.splitlines() for event in json.loads(line)]
+        return [event for line in text.splitlines() for event in json.loads(line)]
+
+    def test_all_kinds(self, tmp_path, monkeypatch):
+        pytest.importorskip("clearml", reason="clearml is not installed (lightjax[clearml])")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        logger = lj.ClearMLLogger("test", name="kinds", offline=True)
+        logger.start(tmp_path / "run")
+        log_all_kinds(logger)
+        events = self.events(tmp_path)
+        found = {(event["type"], event["metric"], event["variant"]) for event in events if "metric" in event}
+        assert {
+            ("training_stats_scalar", "loss", "train"),
+            ("training_debug_image", "samples/first", "samples/first"),
+            ("training_debug_image", "drawn", "drawn"),
+            ("plot", "weights", "weights"),
+            ("plot", "table", "table"),
+        } <= found
+        assert not [event for event in events if event.get("metric") in ("other", "ü ñ")]  # no zeros instead of NaN
+
+    def test_what_was_logged_is_in_the_session(self, tmp_path, monkeypatch):
+        pytest.importorskip("clearml", reason="clearml is not installed (lightjax[clearml])")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        _, losses = train(tmp_path, lj.ClearMLLogger("test", offline=True))
+        events = self.events(tmp_path)
         found = {
             event["iter"]: event["value"]
             for event in events

@@ -14,7 +14,8 @@ from lightjax.loggers.logger import RICH_METHODS, Logger
 
 # Some seconds of reports. What does not fit is dropped: training never waits for a logger.
 WAITING = 1000
-FINISH_S = 30.0
+# ClearML takes 11 s to close a run that is offline, on a machine with nothing else to do.
+FINISH_S = 60.0
 
 
 class Background:
@@ -88,7 +89,7 @@ class Background:
         return lambda *arguments: self._hand_over(name, *arguments)
 
     def finish(self) -> None:
-        """Waits until everything is logged, 30 s at most, and says what was lost."""
+        """Waits until everything is logged, 60 s at most, and says what was lost."""
         if self._thread is None:
             return
         deadline_s = time.monotonic() + self.finish_s

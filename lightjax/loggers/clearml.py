@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from lightjax.loggers.media import as_image, as_values, figure_image
 class ClearMLLogger(ClientLogger):
     """Writes through `clearml` (`pip install lightjax[clearml]`).
 
-    "train/loss" is the curve "train" of the chart "loss". What ClearML would gather by itself is off.
+    "train/loss" is the curve "train" of the chart "loss". NaN and infinities, which ClearML would turn into zeros, are
+    left out. What ClearML would gather by itself is off.
 
     Args:
       project: of ClearML.
@@ -45,6 +47,8 @@ class ClearMLLogger(ClientLogger):
         """Adds a point to each curve; see `Logger.log_metrics`."""
         logger = self.client.get_logger()
         for name, value in metrics.items():
+            if not math.isfinite(value):
+                continue
             stage, _, rest = name.partition("/")
             logger.report_scalar(rest or name, stage if rest else name, float(value), step)
 
@@ -55,6 +59,9 @@ class ClearMLLogger(ClientLogger):
     def log_image(self, step: int, name: str, image: Any) -> None:
         """Adds an image; see `lightjax.loggers.media.as_image`."""
         array = as_image(name, image)
+        if array.shape[-1] == 4:  # ClearML writes JPEG files, which know no transparency: on white
+            alpha = array[..., 3:] / 255
+            array = np.rint(alpha * array[..., :3] + 255 * (1 - alpha)).astype(np.uint8)
         self.client.get_logger().report_image(name, name, step, image=array[..., 0] if array.shape[-1] == 1 else array)
 
     def log_figure(self, step: int, name: str, figure: Any) -> None:

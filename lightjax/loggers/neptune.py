@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from lightjax.loggers.client import ClientLogger, flat, plain
+from lightjax.loggers.media import as_image, figure_image, markdown, png
 
 
 class NeptuneLogger(ClientLogger):
@@ -56,6 +58,20 @@ class NeptuneLogger(ClientLogger):
     def log_text(self, step: int, name: str, text: str) -> None:
         """Adds a text to a series."""
         self.client[f"texts/{name}"].append(text, step=step)
+
+    def log_image(self, step: int, name: str, image: Any) -> None:
+        """Adds an image to a series; see `lightjax.loggers.media.as_image`."""
+        array = as_image(name, image)
+        picture = import_module("neptune.types").File.from_content(png(array), extension="png")
+        self.client[f"images/{name}"].append(picture, step=step)
+
+    def log_figure(self, step: int, name: str, figure: Any) -> None:
+        """Adds a matplotlib figure to a series of images."""
+        self.log_image(step, name, figure_image(figure))
+
+    def log_table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Adds a table as Markdown to a series of texts."""
+        self.log_text(step, name, markdown(columns, rows))
 
     def log_artifact(self, name: str, path: str | os.PathLike[str]) -> None:
         """Adds a file."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from lightjax.loggers.client import ClientLogger, flat, plain
-from lightjax.loggers.media import as_image, as_values
+from lightjax.loggers.media import as_image, as_values, figure_image, markdown
 
 
 class PolyaxonLogger(ClientLogger):
@@ -52,6 +52,14 @@ class PolyaxonLogger(ClientLogger):
     def log_text(self, step: int, name: str, text: str) -> None:
         """Adds a text."""
         self.client.log_text(name=_name(name), text=text, step=step)
+
+    def log_figure(self, step: int, name: str, figure: Any) -> None:
+        """Adds a matplotlib figure as an image."""
+        self.log_image(step, name, figure_image(figure))
+
+    def log_table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Adds a table as Markdown text."""
+        self.log_text(step, name, markdown(columns, rows))
 
     def log_histogram(self, step: int, name: str, values: Any) -> None:
         """Adds a histogram of all values."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightjax.loggers.client import ClientLogger
-from lightjax.loggers.media import as_image, as_values
+from lightjax.loggers.media import as_image, as_values, figure_image
 
 
 class WandbLogger(ClientLogger):
@@ -63,7 +63,7 @@ class WandbLogger(ClientLogger):
 
     def log_figure(self, step: int, name: str, figure: Any) -> None:
         """Adds a matplotlib figure as an image."""
-        self.client.log({name: self.module.Image(figure), "step": step})
+        self.log_image(step, name, figure_image(figure))  # wandb itself wants a figure of pyplot's
 
     def log_table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Adds a table."""

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightjax.checkpoint import Checkpoint, steps_in
-from lightjax.checkpoint.catalog import FOLDER
+from lightjax.checkpoint.catalog import checkpoints_of
+from lightjax.checkpoint.checksums import damage
+from lightjax.checkpoint.location import files_below, located, size_of
 from lightjax.errors import CheckpointError, ConfigurationError
 from lightjax.plan_command import add_plan
 
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("show", show_checkpoint, "print what is known of one checkpoint: position, metrics, leaves"),
     ):
         action = actions.add_parser(name, help=text, description=text)
-        action.add_argument("directory", type=Path, help="of a run, of its checkpoints, or of one checkpoint")
+        action.add_argument("directory", type=located, help="of a run, of its checkpoints, or of one checkpoint")
         action.set_defaults(run=lambda chosen, function=function: function(chosen.directory))
     report = commands.add_parser("report", help="draw one or several runs", description=draw_report.__doc__)
     report.add_argument("directories", type=Path, nargs="+", metavar="directory", help="of a run; several are overlaid")
@@ -66,16 +68,17 @@ def draw_report(directories: Sequence[Path], output: Path | None, metrics: Seque
 
 
 def list_checkpoints(directory: Path) -> int:
-    """Prints a line for each checkpoint, newest first."""
+    """Prints a line for each checkpoint, newest first; says where files are missing or too short."""
     for path in _found(directory):
         try:
             checkpoint = Checkpoint.open(path)
         except CheckpointError:
             print(f"{path.name}  incomplete")
             continue
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        size = sum(map(size_of, files_below(path)))
+        fault = damage(path, hashed=False)
         metrics = "  ".join(f"{name} {value:.6g}" for name, value in checkpoint.metrics.items())
-        print(f"{path.name}  {size / 1e6:.3g} MB  {metrics}")
+        print(f"{path.name}  {size / 1e6:.3g} MB  {metrics}" + (f"  damaged: {fault}" if fault else ""))
     return 0
 
 
@@ -101,7 +104,8 @@ def show_checkpoint(directory: Path) -> int:
 def _found(directory: Path) -> list[Path]:
     if (directory / "about").is_dir():
         return [directory]
-    found = steps_in(directory / FOLDER if (directory / FOLDER).is_dir() else directory)
+    known = checkpoints_of(directory)
+    found = steps_in(known if known.is_dir() else directory)
     if not found:
         raise CheckpointError(
             f"{directory} holds no checkpoints; give the directory of a run, such as lightjax_logs/version_0."

@@ -108,7 +108,7 @@ class History:
         source = file or self._file
         if source is None or not source.exists():
             return
-        with open(source, "rb") as lines:
+        with source.open("rb") as lines:
             kept = list(itertools.islice(lines, reports))
         for line in kept:
             step, epoch, values = json.loads(line)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from lightjax import distributed
 from lightjax.checkpoint import Checkpoint, Checkpoints, find
+from lightjax.checkpoint.checkpointer import versions
+from lightjax.checkpoint.location import is_remote
 from lightjax.data.source import Source
 from lightjax.engine.engine import Engine
 from lightjax.errors import CheckpointError, ConfigurationError
@@ -45,8 +49,12 @@ def initial_state(engine: Engine, key: jax.Array, batch: Any, given: Any, max_st
     return state
 
 
-def checkpoint_to_resume(resume: str | os.PathLike[str] | None, root: Path, *, given: Any) -> Checkpoint | None:
+def checkpoint_to_resume(
+    resume: str | os.PathLike[str] | None, root: Path, place: Path | None, *, given: Any
+) -> Checkpoint | None:
     """Finds the checkpoint that a run goes on from; says so where "auto" finds none.
+
+    Process 0 looks for it and reads every byte of it; the others take what it found.
 
     Raises:
       ConfigurationError: a state was given as well.
@@ -56,14 +64,28 @@ def checkpoint_to_resume(resume: str | os.PathLike[str] | None, root: Path, *, g
         return None
     if given is not None:
         raise ConfigurationError("fit got both state and resume; a resumed run has its state in the checkpoint.")
-    found = find(resume, root)
-    if found is not None and "position" not in found.about():
+    found, outcome = None, {"path": "", "error": ""}
+    if distributed.is_main():
+        try:
+            found = find(resume, root, place if place is not None and is_remote(place) else None)
+            outcome["path"] = "" if found is None else os.fspath(found)
+        except CheckpointError as error:
+            outcome["error"] = str(error)
+    outcome = json.loads(distributed.from_main(json.dumps(outcome)))
+    if outcome["error"]:
+        raise CheckpointError(outcome["error"])
+    if not outcome["path"]:
+        Output().write_line(f"resume='auto': no run to resume under {root}, so a new one begins")
+        return None
+    found = found or Checkpoint.open(outcome["path"])
+    if "position" not in found.about():
         raise CheckpointError(
             f"The checkpoint {found.path} holds a state but no position in a run, so nothing can be resumed; "
             "begin a new run with its state: fit(..., state=lj.restore(path, like))."
         )
-    if found is None:
-        Output().write_line(f"resume='auto': no run to resume under {root}, so a new one begins")
+    if before := {name: one for name, one in found.about()["versions"].items() if versions().get(name, one) != one}:
+        changes = ", ".join(f"{name} {one}, now {versions()[name]}" for name, one in before.items())
+        Output().write_line(f"note: the run was saved with {changes}: last bits may differ from here on")
     return found
 
 

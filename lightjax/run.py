@@ -16,7 +16,7 @@ from lightjax.callbacks.callback import Stage, call, naming
 from lightjax.checkpoint.checkpoint import Checkpoint
 from lightjax.data.module import state_of
 from lightjax.errors import ConfigurationError, MetricError, StepError
-from lightjax.history import HISTORY_FILE, History, Report
+from lightjax.history import History, Report
 from lightjax.profiler.profiler import Profiler
 from lightjax.progress.output import Output
 
@@ -272,12 +272,16 @@ class Run:
             },
         )
 
-    def resume(self, checkpoint: Checkpoint, about: Mapping[str, Any]) -> None:
+    def resume(self, checkpoint: Checkpoint, about: Mapping[str, Any], reports: Path | None) -> bool:
         """Takes back where a run was; its state has been restored already.
 
         Args:
           checkpoint: of that run, or of another one that this one branches off.
           about: what is kept beside it.
+          reports: the file with what was reported before; None where there is none.
+
+        Returns:
+          Whether all that was reported before is known.
         """
         if self._checkpointer is not None:
             self._checkpointer.go_on_from(dataclasses.replace(checkpoint, like=_tree.abstract(self._state)))
@@ -290,11 +294,13 @@ class Run:
         self.epochs_reported = position["epochs_reported"]
         if position["stopped_by"] not in GOES_ON_AFTER:
             self._stop_reason = position["stopped_by"]
-        self.history.restore(position["reports"], checkpoint.path.parents[1] / HISTORY_FILE)
+        if reports is not None:
+            self.history.restore(position["reports"], reports)
         if about["reported"] == self._engine.metric_names("train"):
             window, epoch = self._engine.train_totals()
             totals = checkpoint.restore_item("totals", {"window": window, "epoch": epoch})
             self.totals = (totals["window"], totals["epoch"])
+        return self.history.reports == position["reports"]
 
     def restore_callbacks(self, about: Mapping[str, Any]) -> None:
         """Gives callbacks back what they kept: to each the next state of its class."""

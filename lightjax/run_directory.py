@@ -1,13 +1,80 @@
 """The directory of a run: where its metrics, checkpoints and profiles go."""
 
+from __future__ import annotations
+
+import dataclasses
+import json
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["create_run_directory", "place_checkpoints"]
+from lightjax import distributed
+from lightjax.checkpoint import Checkpoint
+from lightjax.checkpoint.catalog import checkpoints_of, is_newest, place_checkpoints, run_of
+from lightjax.checkpoint.location import is_remote, located
+from lightjax.history import HISTORY_FILE
+
+__all__ = ["RunPlaces", "create_run_directory", "run_places"]
 
 DEFAULT_ROOT = "lightjax_logs"
 _VERSION = re.compile(r"version_(\d+)")
+
+
+class RunPlaces(NamedTuple):
+    """Where a run's files are.
+
+    Attributes:
+      directory: of the run.
+      checkpoints: where its checkpoints go.
+      checkpoint: the one it goes on from, by its path among these where it is one of them; None for a new run.
+      reports: the file with the reports before that; None for a new run.
+    """
+
+    directory: Path
+    checkpoints: Path
+    checkpoint: Checkpoint | None
+    reports: Path | None
+
+
+def run_places(root: str | os.PathLike[str] | None, checkpoint: Checkpoint | None, place: Path | None) -> RunPlaces:
+    """Finds the directory of the run that a checkpoint is the newest of, or makes a new one.
+
+    Process 0 decides for all: their disks may differ.
+
+    Args:
+      root: the directory that holds the runs.
+      checkpoint: what the run goes on from; None for a new run.
+      place: where the checkpoints of a new run go instead of its directory.
+
+    Raises:
+      OSError: the directory cannot be made.
+    """
+    decided: list[str] = []
+    if distributed.is_main():
+        known = (
+            None if checkpoint is None else run_of(checkpoint, Path(DEFAULT_ROOT if root is None else root).absolute())
+        )
+        goes_on = checkpoint is not None and is_newest(checkpoint)
+        # Another machine takes over what a run has left in an object store.
+        taken_over = checkpoint is not None and goes_on and known is None and is_remote(checkpoint.path)
+        if known is not None and goes_on:
+            directory = known
+        else:
+            directory = create_run_directory(root)
+            if checkpoint is not None and taken_over:
+                place = checkpoint.path.parent
+            if place is not None:
+                place_checkpoints(directory, place, shared=taken_over)
+        above = [] if checkpoint is None else [*([known] if known else []), *checkpoint.path.parents[:2]]
+        reports = next((one / HISTORY_FILE for one in above if (one / HISTORY_FILE).exists()), None)
+        same = goes_on and (known is not None or taken_over)
+        decided = [str(directory), str(checkpoints_of(directory)), "same" if same else "", str(reports or "")]
+    directory, checkpoints, same, reports = json.loads(distributed.from_main(json.dumps(decided)))
+    checkpoints = located(checkpoints)
+    if checkpoint is not None and same:
+        checkpoint = dataclasses.replace(checkpoint, path=checkpoints / checkpoint.path.name)
+    return RunPlaces(Path(directory), checkpoints, checkpoint, located(reports) if reports else None)
 
 
 def create_run_directory(root: str | os.PathLike[str] | None = None) -> Path:
@@ -64,23 +131,6 @@ def create_run_directory(root: str | os.PathLike[str] | None = None) -> Path:
             "checkpoints are written there. Pass a directory you may write to as default_root_dir, or train "
             "without files: logger=False, enable_checkpointing=False",
         ) from error
-
-
-def place_checkpoints(link: Path, place: Path) -> None:
-    """Puts the checkpoints of a new run somewhere else than into its directory, and a link there.
-
-    Args:
-      link: `<root>/version_N/checkpoints`; nothing is there yet.
-      place: a directory, made when it is missing. Where it holds the checkpoints of another run, those of this one go
-        into a `version_N` in it: they are never mixed.
-
-    Raises:
-      OSError: it cannot be made.
-    """
-    if any(place.glob("step_*")):
-        place = place / link.parent.name
-    place.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(place.absolute(), target_is_directory=True)
 
 
 def _highest_version(parent: Path) -> int:

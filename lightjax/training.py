@@ -18,7 +18,6 @@ from lightjax.callbacks.callback import call, call_to_the_end
 from lightjax.callbacks.extension import extended_state
 from lightjax.callbacks.model_checkpoint import checkpoint_places
 from lightjax.checkpoint import Checkpointer, Checkpoints
-from lightjax.checkpoint.catalog import FOLDER, is_newest
 from lightjax.checks import check_monitored
 from lightjax.closing import closing_summary
 from lightjax.compilation_cache import compilation_cache_in
@@ -39,7 +38,7 @@ from lightjax.report.record import Life, add_life
 from lightjax.requeue import requeue_slurm_job
 from lightjax.result import FitResult
 from lightjax.run import Run
-from lightjax.run_directory import create_run_directory, place_checkpoints
+from lightjax.run_directory import RunPlaces, run_places
 from lightjax.schedule import Schedule, seconds
 from lightjax.task import TaskLike
 
@@ -68,7 +67,7 @@ class Training:
         self.under_way: Run | None = None
         self._given = given
         self._keeper = next((one for one in trainer.callbacks if isinstance(one, ModelCheckpoint)), None)
-        self._checkpoint = checkpoint_to_resume(resume, trainer.root, given=given)
+        self._checkpoint = checkpoint_to_resume(resume, trainer.root, None, given=given)
         self._about = None if self._checkpoint is None else self._checkpoint.about()
         self._epoch = 0
         if self._about is not None:
@@ -126,18 +125,20 @@ class Training:
         interrupt: Interrupt,
     ) -> FitResult[Any]:
         """Makes the run directory and all that writes into it, runs the loop, and closes them again."""
-        trainer, checkpoint, output = self.trainer, self._checkpoint, self._output
+        trainer, output = self.trainer, self._output
         if trainer.enable_model_summary:
             output.write_line(str(engine.summarize(state)))
         if self._keeper is not None and (reason := data.train.inexact()):
             output.write_line(f"note: resumed, this run would see other batches: {reason}")
-        directory = trainer.directory = self._make_directory()
+        places = self._places()
+        directory = trainer.directory = None if places is None else places.directory
+        checkpoint = self._checkpoint if places is None else places.checkpoint
         main, profiler = distributed.is_main(), trainer.profiler
         logger = LoggerCollection(map(in_background, trainer.loggers if main else ()))
         history = History(logger, directory / HISTORY_FILE if directory and self._keeper and main else None, profiler)
         checkpointer = None
-        if directory and self._keeper:
-            checkpointer = Checkpointer(directory / FOLDER, partial(_write, history, logger), trainer.on_save_error)
+        if places is not None and self._keeper:
+            checkpointer = Checkpointer(places.checkpoints, partial(_write, history, logger), trainer.on_save_error)
         progress = make_progress(trainer.enable_progress_bar and main)
         run = self.under_way = Run(trainer, engine, state, history, logger, checkpointer, directory)
         run.profiler = profiler
@@ -147,7 +148,8 @@ class Training:
         run.datamodule = data.datamodule
         run.batch_spec = _tree.abstract(data.train.first())
         if checkpoint is not None and self._about is not None:
-            run.resume(checkpoint, self._about)
+            if not run.resume(checkpoint, self._about, None if places is None else places.reports):
+                output.write_line("note: what the run reported before this is not here; result.history begins anew")
             output.write_line(
                 f"resumed from {checkpoint.path} at step {run.step}, batch {run.batch} of epoch {run.epoch}"
             )
@@ -182,7 +184,7 @@ class Training:
         """Says what came out of a run that is closed."""
         trainer, output, directory = self.trainer, self._output, self.trainer.directory
         times = trainer.profiler.times()
-        if directory is not None:
+        if directory is not None and distributed.is_main():
             add_life(directory, Life(stopped_by, run.step, times))
         if trainer.enable_model_summary:
             output.write_line(closing_summary(run.history.rows, times))
@@ -202,23 +204,13 @@ class Training:
             times=times,
         )
 
-    def _make_directory(self) -> Path | None:
-        """Makes the directory of the run, in process 0 for all; the one of its checkpoint where it goes on in it.
-
-        Returns:
-          None for a run without files.
-        """
-        trainer, checkpoint = self.trainer, self._checkpoint
+    def _places(self) -> RunPlaces | None:
+        """Finds where the run's files are; None for a run without files."""
+        trainer = self.trainer
         if self._keeper is None and not trainer.loggers:
             return None
-        if checkpoint is not None and checkpoint.path.parent.name == FOLDER and is_newest(checkpoint):
-            return checkpoint.path.parents[1]
-        main = distributed.is_main()
-        made = create_run_directory(trainer.default_root_dir) if main else ""
-        directory = Path(distributed.from_main(str(made)))
-        if (places := checkpoint_places(trainer.callbacks)) and main:
-            place_checkpoints(directory / FOLDER, places.pop())
-        return directory
+        place = next(iter(checkpoint_places(trainer.callbacks)), None)
+        return run_places(trainer.default_root_dir, self._checkpoint, place)
 
     def _cache_directory(self) -> Path | None:
         trainer = self.trainer

@@ -15,6 +15,7 @@ import jax
 
 from lightjax.callbacks.callback import Callback, Stage
 from lightjax.checkpoint import Checkpoint, Checkpoints
+from lightjax.checkpoint.location import is_remote, located
 from lightjax.errors import ConfigurationError
 from lightjax.schedule import seconds
 
@@ -37,6 +38,8 @@ class ModelCheckpoint(Callback):
       train_time_interval: save after so much time as well: "DD:HH:MM:SS", seconds, a timedelta or its arguments as a
         dict. Looked at after each call, so it cuts no call short.
       keep_every_n_steps: keep a checkpoint for good whenever so many steps have passed since the last one kept so.
+      keep_time_interval: keep one for good whenever so much time has passed since the last one kept so: as for
+        `train_time_interval`. The time between two lives of a run counts.
       save_on_exception: save the state that an error leaves, if the error did not take it.
       filename: a template such as "{epoch}-{val/loss:.2f}": each checkpoint gets a link of this name beside `step_N`,
         for people. Fields are `epoch`, `step` and metrics; one that was not reported at this very step says "none".
@@ -61,6 +64,7 @@ class ModelCheckpoint(Callback):
         every_n_train_steps: int | None = None,
         train_time_interval: str | float | timedelta | dict[str, int] | None = None,
         keep_every_n_steps: int | None = None,
+        keep_time_interval: str | float | timedelta | dict[str, int] | None = None,
         save_on_exception: bool = True,
         dirpath: str | os.PathLike[str] | None = None,
         save_last: bool = True,
@@ -84,6 +88,11 @@ class ModelCheckpoint(Callback):
             raise ConfigurationError(
                 f"ModelCheckpoint got keep_every_n_steps={keep_every_n_steps}; give a number of steps from 1 on."
             )
+        if dirpath is not None and is_remote(dirpath):
+            raise ConfigurationError(
+                f"ModelCheckpoint got dirpath={str(dirpath)!r}: the checkpoints of a run go into a file system; mount "
+                "the bucket and give the directory it is mounted at. lj.Checkpointer alone writes to gs://."
+            )
         self.monitor = monitor
         self.mode = mode
         self.save_top_k = save_top_k
@@ -91,8 +100,9 @@ class ModelCheckpoint(Callback):
         self.every_n_steps = every_n_train_steps or None
         self.train_time_interval_s = seconds(train_time_interval, "train_time_interval")
         self.keep_every_n_steps = keep_every_n_steps
+        self.keep_time_interval_s = seconds(keep_time_interval, "keep_time_interval")
         self.save_on_exception = save_on_exception
-        self.dirpath = None if dirpath is None else Path(dirpath)
+        self.dirpath = None if dirpath is None else located(dirpath)
         self.save_last = save_last
         self.filename = filename
         self.auto_insert_metric_name = auto_insert_metric_name
@@ -108,6 +118,8 @@ class ModelCheckpoint(Callback):
         self._let_go: set[int] = set()
         self._for_good: list[int] = []
         self._saved_s = time.monotonic()
+        # By the clock on the wall, which goes on while a run is away.
+        self._kept_s = time.time()
         self._began_at: int | None = None
 
     @property
@@ -197,8 +209,11 @@ class ModelCheckpoint(Callback):
         self._saved_s = time.monotonic()
         kept = self._for_good[-1] if self._for_good else 0
         every = 1 if self.save_top_k == -1 else self.keep_every_n_steps
-        if every is not None and run.step - kept >= every:
+        by_steps = every is not None and run.step - kept >= every
+        by_time = self.keep_time_interval_s is not None and time.time() - self._kept_s >= self.keep_time_interval_s
+        if (by_steps or by_time) and run.step not in self._for_good:
             self._for_good.append(run.step)
+            self._kept_s = time.time()
         # A checkpoint between evaluations has no score of its own: it is never the best, only the last.
         if score is not None and all(step != run.step for _, step in self._ranked):
             self._ranked.append((score, run.step))
@@ -244,7 +259,7 @@ class ModelCheckpoint(Callback):
             "last": self._last,
             "for_good": self._for_good,
             "let_go": sorted(self._let_go - self.kept_steps),
-        }
+        } | ({} if self.keep_time_interval_s is None else {"kept_s": self._kept_s})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the ranking back, as far as its checkpoints are still there and whole."""
@@ -253,6 +268,7 @@ class ModelCheckpoint(Callback):
         steps: set[int] = {step for _, step in ranked} | ({state["last"]} - {None}) | set(state["for_good"])
         self._saved = {step: found for step in steps if (found := self._run.checkpoint_of(step)) is not None}
         self._ranked = [(score, step) for score, step in ranked if step in self._saved]
+        self._kept_s = state.get("kept_s", self._kept_s)
         self._last = state["last"] if state["last"] in self._saved else None
         self._for_good = [step for step in state["for_good"] if step in self._saved]
         for step in state["let_go"]:

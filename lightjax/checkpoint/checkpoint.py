@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightjax.checkpoint.checksums import damage
+from lightjax.checkpoint.location import located
 from lightjax.checkpoint.storage import Storage, read_about
 from lightjax.errors import CheckpointError
 
@@ -35,10 +36,11 @@ class Checkpoint(os.PathLike[str]):
         Raises:
           CheckpointError: the directory is no complete checkpoint.
         """
-        about = read_about(Path(path))
+        place = located(path)
+        about = read_about(place)
         if "step" not in about or "metrics" not in about:
             raise CheckpointError(f"{path} is no checkpoint of lightjax: its description names no step and no metrics.")
-        return cls(Path(path).absolute(), about["step"], about["metrics"])
+        return cls(place, about["step"], about["metrics"])
 
     def damage(self) -> str | None:
         """Says what is wrong with it, naming the file; None for a checkpoint that is whole. Reads every byte."""
@@ -116,6 +118,6 @@ def restore(path: str | os.PathLike[str], like: Any, *, cast: bool = False) -> A
     """
     storage = Storage()
     try:
-        return storage.read(Path(path).absolute(), "state", like, cast=cast)
+        return storage.read(located(path), "state", like, cast=cast)
     finally:
         storage.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
+import platform
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -17,6 +17,7 @@ import numpy as np
 from lightjax import _tree, distributed
 from lightjax.checkpoint.checkpoint import Checkpoint
 from lightjax.checkpoint.checksums import damage
+from lightjax.checkpoint.location import located, remove
 from lightjax.checkpoint.storage import Storage, remove_unfinished
 from lightjax.errors import CheckpointError
 
@@ -40,7 +41,8 @@ class Checkpointer:
     the last 2 s at most.
 
     Args:
-      directory: where the checkpoints go, one directory a step; made when the first one is written.
+      directory: where the checkpoints go, one directory a step; made when the first one is written. `gs://bucket/path`
+        is one, too.
       before_write: called before a checkpoint is written, to bring to disk what it relies on.
       on_error: what a write that failed comes to: "raise" its error at the next call, or "warn" and go on without it.
 
@@ -66,7 +68,7 @@ class Checkpointer:
         self._before_write = before_write
         self._on_error = on_error
         self.lost: set[int] = set()
-        self.directory = Path(directory).absolute()
+        self.directory = located(directory)
         self._storage: Storage | None = None
         self._newest: Checkpoint | None = None
         self._held: dict[int, _Held] = {}
@@ -103,7 +105,7 @@ class Checkpointer:
             return self._newest
         state = _own_host_arrays(state)
         numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
-        described = {"step": step, "metrics": numbers, "versions": {"jax": jax.__version__}} | dict(about or {})
+        described = {"step": step, "metrics": numbers, "versions": versions()} | dict(about or {})
         self._newest = saved = Checkpoint(self.path(step), step, numbers, like=_tree.abstract(state))
         # Processes write together, and clocks differ: what waits on one has to wait on all.
         waits = distributed.is_alone() and not self._due() and _tree.size_in_bytes(state) <= HELD_BYTES
@@ -128,9 +130,10 @@ class Checkpointer:
         return self.directory / f"step_{step}"
 
     def open(self, step: int) -> Checkpoint | None:
-        """Returns the checkpoint of a step that is on disk; None where there is none that is whole."""
+        """Returns the checkpoint of a step that is on disk; None where there is none with all its files."""
         path = self.path(step)
-        if not path.is_dir() or damage(path) is not None:
+        # Whoever restores it reads every byte; here many of them are looked at.
+        if not path.is_dir() or damage(path, hashed=False) is not None:
             return None
         return Checkpoint.open(path)
 
@@ -201,7 +204,7 @@ class Checkpointer:
         if self._complete - unwanted:
             for checkpoint in self._unwanted:
                 if distributed.is_main():
-                    shutil.rmtree(checkpoint.path, ignore_errors=True)
+                    remove(checkpoint.path)
             self._complete -= unwanted
             self._unwanted.clear()
 
@@ -216,6 +219,11 @@ class Checkpointer:
         if isinstance(error, CheckpointError):
             raise error
         raise CheckpointError(f"The checkpoint of step {step} could not be written: {error}") from error
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that decide bits."""
+    return {"python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__}
 
 
 def _own_host_arrays(state: Any) -> Any:

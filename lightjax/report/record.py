@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lightjax.checkpoint import Checkpoint
-from lightjax.checkpoint.catalog import FOLDER, steps_in
+from lightjax.checkpoint.catalog import checkpoints_of, steps_in
+from lightjax.checkpoint.location import files_below, size_of
 from lightjax.errors import CheckpointError, ConfigurationError
 from lightjax.history import HISTORY_FILE
 from lightjax.profiler.times import Times
@@ -146,11 +147,11 @@ def _hyperparameters(file: Path) -> dict[str, str]:
 
 def _checkpoints(directory: Path) -> list[tuple[int, dict[str, float], int]]:
     found = []
-    for path in reversed(steps_in(directory / FOLDER)):
+    for path in reversed(steps_in(checkpoints_of(directory))):
         try:
             checkpoint = Checkpoint.open(path)
         except CheckpointError:
             continue
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        size = sum(map(size_of, files_below(path)))
         found.append((checkpoint.step, dict(checkpoint.metrics), size))
     return found

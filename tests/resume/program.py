@@ -1,36 +1,40 @@
-"""A short run with everything that has a memory, for processes that are killed.
-
-python -m tests.resume.program DIRECTORY STEPS_PER_CALL KIND: trains, resuming whatever is there, and prints a digest of
-the final state and history.
-"""
+"""A short run with everything that has a memory, for processes that are killed."""
 
 import csv
 import hashlib
-import json
-import sys
-import time
+from pathlib import Path
 
 import lightjax as lj
 from lightjax.checkpoint import checkpointer
 from tests.models import bits, digit_like_data, mlp_task
 
 # Which of the runs scale their loss as float16 needs it, and which keep an average of the parameters.
-HALF = ("list", "grain")
-AVERAGED = ("list", "device")
+HALF = ("list", "grain", "torchdata")
+AVERAGED = ("list", "device", "torch")
 
 
-class Slow(lj.Callback):
-    """Makes the run long enough to be hit anywhere, and remembers how often it looked."""
+class Telling(lj.Callback):
+    """Remembers how often it looked, and says what the run is about to do."""
 
-    every_n_steps = 3
+    every_n_steps = 12
 
-    def __init__(self):
+    def __init__(self, tell):
+        self.tell = tell
         self.looks = 0
 
     def on_train_batch_end(self, run):
         self.looks += 1
         run.log({"looks": self.looks})
-        time.sleep(0.01)
+        self.tell("steps")
+
+    def on_validation_start(self, run):
+        self.tell("evaluation")
+
+    def on_save_checkpoint(self, run):
+        self.tell("save")
+
+    def on_train_epoch_end(self, run):
+        self.tell("end of an epoch")
 
     def state_dict(self):
         return {"looks": self.looks}
@@ -40,7 +44,7 @@ class Slow(lj.Callback):
 
 
 def loader_of(kind):
-    arrays = digit_like_data(118)
+    arrays = digit_like_data(246)
     if kind in ("array", "device", "list"):
         loader = lj.ArrayLoader(arrays, 16, shuffle=True, seed=1, on_device=kind == "device")
         return list(loader.epoch(0)) if kind == "list" else loader
@@ -69,43 +73,40 @@ def reported(file):
     return [{name: cell for name, cell in row.items() if cell and is_ours(name)} for row in rows]
 
 
-def main(directory: str, steps_per_call: str, kind: str) -> None:
-    checkpointer.WRITE_EVERY_S = 0.05  # or a short run would have one checkpoint
+def train(directory: Path, steps_per_call: int, kind: str, tell=lambda doing: None) -> dict:
+    """Trains, resuming whatever is there, and returns what the run came to.
+
+    Epochs have 16 batches, the last one short; looks, saves and evaluations come at different steps of them, with up to
+    8 steps between.
+    """
+    checkpointer.WRITE_EVERY_S = 0.02  # or a short run would have one checkpoint
     trainer = lj.Trainer(
-        max_epochs=12,
+        max_epochs=6,
         default_root_dir=directory,
+        # Who is killed while compiling would compile again; the undisturbed run has done it already.
+        compilation_cache=directory.parent / "compiled",
         resume="auto",
-        steps_per_call=int(steps_per_call),
+        steps_per_call=steps_per_call,
         callbacks=[
-            lj.ModelCheckpoint("val/loss", every_n_train_steps=4),
+            lj.ModelCheckpoint("val/loss", every_n_train_steps=10),
             lj.EarlyStopping("val/loss", patience=50),
-            Slow(),
+            Telling(tell),
             *([lj.EMA(0.9)] if kind in AVERAGED else []),
         ],
         precision="16-mixed" if kind in HALF else "32-true",
         logger=lj.CSVLogger(),
         log_every_n_steps=3,
-        val_check_interval=5,
+        val_check_interval=9,
         enable_model_summary=False,
         enable_progress_bar=False,
     )
-    print("ready", flush=True)
     result = trainer.fit(mlp_task(), loader_of(kind), lj.ArrayLoader(digit_like_data(37, seed=2), 8))
-    state = hashlib.sha256(b"".join(bits(result.state))).hexdigest()
-    best = result.checkpoint.best
-    print(
-        json.dumps(
-            {
-                "state": state,
-                "history": result.history,
-                "csv": reported(result.directory / "metrics.csv"),
-                "stopped_by": result.stopped_by,
-                "best": [best.step, hashlib.sha256(b"".join(bits(best.restore()))).hexdigest()],
-                "last": result.checkpoint.last.step,
-            }
-        )
-    )
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    best, last = result.checkpoint.best, result.checkpoint.last
+    return {
+        "state": hashlib.sha256(b"".join(bits(result.state))).hexdigest(),
+        "history": result.history,
+        "csv": reported(result.directory / "metrics.csv"),
+        "stopped_by": result.stopped_by,
+        "best": [best.step, hashlib.sha256(b"".join(bits(best.restore()))).hexdigest()],
+        "last": last.step,
+    }

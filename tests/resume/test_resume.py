@@ -2,8 +2,6 @@
 
 import random
 import shutil
-import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,40 +10,41 @@ import lightjax as lj
 from lightjax.checkpoint import newest_whole
 from lightjax.checkpoint.checksums import UNCHECKED
 from tests.models import bits, digit_like_data, linear_data, linear_task, mlp_task, quiet
-from tests.resume.killing import KINDS, hit, run_to_the_end, start
+from tests.resume.killing import KINDS, hit, killed, run_to_the_end
 
 
-def killed_and_undisturbed(tmp_path, kind):
-    """Returns how a run ended that was killed six times, how the undisturbed one did, and how many kills hit."""
-    # How many steps a call runs may change from life to life: it changes no bit.
-    expected = run_to_the_end(tmp_path / kind / "undisturbed", 8, kind)
-    moments, killed = random.Random(kind), tmp_path / kind / "killed"
-    kills = sum(hit(killed, steps, kind, moments.uniform(0.3, 2.5)) for steps in (1, 8, 1, 8, 8, 1))
-    return run_to_the_end(killed, 1, kind), expected, kills
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """How the run of each kind ends when nothing happens to it; beside it is what it compiled."""
+    root, found = tmp_path_factory.mktemp("runs"), {}
+
+    def outcome(kind):
+        if kind not in found:
+            found[kind] = run_to_the_end(root / kind / "undisturbed", 8, kind)
+        return root / kind, found[kind]
+
+    return outcome
 
 
 @pytest.mark.parametrize("kinds", [KINDS[:2], KINDS[2:4], KINDS[4:]], ids=" ".join)
-def test_killed_and_resumed_runs_end_as_the_undisturbed_one(tmp_path, kinds):
+def test_killed_and_resumed_runs_end_as_the_undisturbed_one(undisturbed, kinds):
+    def both(kind):
+        directory, expected = undisturbed(kind)
+        return expected, *killed(directory / "killed", kind, 5, random.Random(kind))
+
     with ThreadPoolExecutor(2) as pool:
-        for found, expected, kills in pool.map(lambda kind: killed_and_undisturbed(tmp_path, kind), kinds):
-            assert found == expected
-            assert kills >= 3
+        for expected, outcome, interrupted in pool.map(both, kinds):
+            assert outcome == expected
+            assert interrupted.total() >= 4
 
 
-@pytest.mark.parametrize("kind", ["array", "torchdata"])
-def test_a_preempted_run_says_so_and_resumes(tmp_path, kind):
-    expected = run_to_the_end(tmp_path / "undisturbed", 8, kind)
-    for steps_per_call in (8, 1):
-        known = set(tmp_path.glob("preempted/version_*/checkpoints/step_*"))
-        process = start(tmp_path / "preempted", steps_per_call, kind)
-        while not set(tmp_path.glob("preempted/version_*/checkpoints/step_*")) - known:
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=200)
-        assert process.returncode == 0, err
-        assert '"stopped_by": "preempted"' in out
-    assert run_to_the_end(tmp_path / "preempted", 8, kind) == expected
+@pytest.mark.parametrize(("kind", "lives"), [("array", (8, 1)), ("torchdata", (8,))])
+def test_a_preempted_run_says_so_and_resumes(undisturbed, kind, lives):
+    directory, expected = undisturbed(kind)
+    for steps_per_call in lives:
+        _, outcome = hit(directory / "preempted", steps_per_call, kind, 12, 0.0, lambda process: process.terminate())
+        assert outcome["stopped_by"] == "preempted"
+    assert run_to_the_end(directory / "preempted", 8, kind) == expected
 
 
 def fit(directory, *, max_epochs=4, resume=None, callbacks=(), **arguments):

@@ -363,6 +363,21 @@ def test_a_checkpoint_that_does_not_fit_lists_every_leaf(tmp_path):
         lj.Checkpoint.open(checkpoint.path).restore()
 
 
+@pytest.mark.parametrize(("interval_s", "kept"), [(1e-9, [2, 4, 5, 6, 8, 10]), (1e9, [10])])
+def test_checkpoints_are_kept_for_good_by_time(tmp_path, interval_s, kept):
+    def fit(max_epochs, resume=None):
+        keeper = lj.ModelCheckpoint(every_n_train_steps=2, keep_time_interval=interval_s)
+        trainer = quiet(
+            max_epochs=max_epochs, enable_checkpointing=True, default_root_dir=tmp_path, callbacks=keeper, resume=resume
+        )
+        return trainer.fit(linear_task(), lj.ArrayLoader(linear_data(20), 4))
+
+    fit(1)
+    result = fit(2, "auto")
+    steps = sorted(int(path.name.removeprefix("step_")) for path in (result.directory / "checkpoints").iterdir())
+    assert steps == kept
+
+
 def test_checkpoints_are_kept_for_good_every_so_many_steps(tmp_path):
     def fit(max_epochs, resume=None):
         keeper = lj.ModelCheckpoint(every_n_train_steps=2, keep_every_n_steps=6)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.testing._internal.common_modules import module_db
-from torch.testing._internal.opinfo.core import SampleInput
+
+from tests.bridge.opinfo.database import SampleInput, module_db
 
 
 class ModuleOperator:

@@ -12,15 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from torch.testing._internal.common_device_type import precisionOverride, toleranceOverride
-from torch.testing._internal.common_methods_invocations import op_db
-from torch.testing._internal.opinfo.core import DecorateInfo
 from torch.utils import _pytree as pytree
 
 from lightjax_torch.arrays import ConversionError, jax_dtype, to_jax
 from lightjax_torch.capture import Graph, capture, capture_with_gradients
 from lightjax_torch.errors import CaptureError, UnsupportedOperatorError
 from lightjax_torch.program import _COTANGENT, Node, Program
+from tests.bridge.opinfo.database import DecorateInfo, op_db, precisionOverride, toleranceOverride
 
 # Torch's defaults for comparing tensors of a dtype.
 _TOLERANCES = {

@@ -17,6 +17,8 @@ from tests.models import digit_like_data
 from tests.parallel.process import OFF
 from tests.parallel.tasks import TASKS, train
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 ROOT = Path(__file__).parents[2]
 DEVICES = 4  # over all processes
 

@@ -151,12 +151,16 @@ def _as_exported() -> Iterator[None]:
     # Libraries look at this flag to leave out checks of values; torch.export sets it the same way.
     torch.compiler._is_compiling_flag = True
     torch._C._set_mkldnn_enabled(False)
+    # `torch.distributions` asks whether every parameter is in its domain: Python that needs values.
+    validates = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
     try:
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
             yield
     finally:
         torch.compiler._is_compiling_flag = compiling
         torch._C._set_mkldnn_enabled(onednn)
+        torch.distributions.Distribution.set_default_validate_args(validates)
 
 
 @functools.lru_cache(1)

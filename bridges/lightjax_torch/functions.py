@@ -10,9 +10,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from lightjax_torch import operators
+from lightjax_torch.errors import WAY_OUT, CaptureError
+from lightjax_torch.source_lines import current_line
 
 _CELLS = {torch._VF.lstm: "lstm", torch._VF.gru: "gru", torch._VF.rnn_tanh: "tanh", torch._VF.rnn_relu: "relu"}
 
@@ -24,13 +28,24 @@ _DETERMINANTS = {
     *(torch.Tensor.det, torch.Tensor.logdet, torch.Tensor.slogdet),
 }
 
+_DATA: Any = torch.Tensor.data
+
 
 class TracedFunctions(TorchFunctionMode):
-    """Keeps recurrent networks and the CTC loss whole: they become scans."""
+    """Keeps recurrent networks and the CTC loss whole: they become scans. `x.data = y` becomes a write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sharing = WeakIdKeyDictionary()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Calls a torch function, or what stands for it."""
         kwargs = kwargs or {}
+        if func == _DATA.__set__:
+            return self._assign_data(*args)
+        if func == _DATA.__get__:
+            self._sharing[found := func(*args, **kwargs)] = True
+            return found
         if func in _CELLS and len(args) == 9 and isinstance(args[2], list | tuple):
             found = _rnn(_CELLS[func], *args)
             if found is not None:
@@ -44,6 +59,25 @@ class TracedFunctions(TorchFunctionMode):
         if func is torch.bincount:
             return _bincount(func, *args, **kwargs)
         return func(*args, **kwargs)
+
+    def _assign_data(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
+        """Does what torch does below every layer that a tracer sees: the tensor has other memory from now on."""
+        if tensor.shape != value.shape or tensor.dtype != value.dtype:
+            raise CaptureError(
+                f"{current_line()}: a tensor of shape {tuple(tensor.shape)} and {tensor.dtype} gets .data of shape "
+                f"{tuple(value.shape)} and {value.dtype}. A compiled step has a state of fixed shapes; {WAY_OUT}."
+            )
+        if value in self._sharing or value._is_view() or (value.is_leaf and value.requires_grad):
+            raise CaptureError(
+                f"{current_line()}: `x.data = y` makes two tensors share one memory from then on, which no compiled "
+                "step can; write `x.data.copy_(y)`, or `x.data = y.clone()`."
+            )
+        if not isinstance(tensor, FunctionalTensor):
+            raise CaptureError(f"{current_line()}: .data of a constant is set; register it as a buffer, or {WAY_OUT}.")
+        with torch.no_grad():
+            fresh: Any = torch.empty_like(tensor.detach()).copy_(value)
+        # What holds the values moves, as in torch: views taken before keep the memory of before.
+        tensor.elem = fresh.elem
 
 
 def _rnn(

@@ -30,6 +30,12 @@ def two_unknown(x):
     return torch.linalg.eigvals(x).real + torch.linalg.pinv(x, hermitian=False) + torch.special.bessel_j0(x)
 
 
+def sharing(x):
+    y, z = x * 1, x * 2
+    y.data = z.data
+    return y + z
+
+
 def grown(x):
     return [0.0] * int(x.sum())
 
@@ -43,6 +49,11 @@ def test_python_that_needs_a_value_names_the_line_the_reason_and_the_way_out(fun
 def test_numpy_inside_of_the_step_is_refused_with_its_line():
     with pytest.raises(CaptureError, match=rf"{HERE} in as_numpy"):
         jax_function(as_numpy, torch.ones(3))
+
+
+def test_two_tensors_that_come_to_share_memory_are_refused():
+    with pytest.raises(CaptureError, match=rf"{HERE}: `x\.data = y` makes two tensors share one memory"):
+        jax_function(sharing, torch.ones(3))
 
 
 def test_shapes_that_depend_on_values_name_the_line():

@@ -74,6 +74,13 @@ def data_is_detached(x):
     return x.data * x
 
 
+def data_assigned(x):
+    y = x * 1
+    view = y.view(4)
+    y.data = y * 3
+    return y * x, view * 2
+
+
 def enabled_inside(x):
     with torch.no_grad():
         a = x * 3
@@ -92,6 +99,7 @@ ties = torch.tensor([[1.0, 2.0, 2.0, -1.0], [0.0, 0.0, 0.0, 0.0], [1.0, 3.0, -2.
 
 function("detach stops the gradient", lambda x: x.detach() * x, normal(3))
 function(".data stops the gradient", data_is_detached, normal(3))
+function(".data assigned leaves views the old memory", data_assigned, normal(2, 2))
 function("detach_ stops the gradient", detached_in_place, normal(3))
 function("a no_grad teacher gets none", no_grad_teacher, normal(4, 3), normal(3, 2))
 function("enable_grad inside no_grad", enabled_inside, normal(3))

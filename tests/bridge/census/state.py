@@ -76,6 +76,24 @@ class Average(nn.Module):
         return self.student(x) - target
 
 
+@module("a moving average assigned to .data")
+class Assigning(Average):
+    def forward(self, x):
+        with torch.no_grad():
+            for slow, fast in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+                slow.data = slow.data * 0.9 + fast.data * 0.1
+        return self.student(x) - self.teacher(x)
+
+
+@module("a divergence of distributions")
+class Divergence(nn.Module):
+    def forward(self, x):
+        posterior = torch.distributions.Normal(x, x.exp())
+        mixture = torch.distributions.Categorical(logits=x)
+        prior = torch.distributions.Normal(torch.zeros_like(x), torch.ones_like(x))
+        return torch.distributions.kl_divergence(posterior, prior).sum(-1) + mixture.entropy()
+
+
 @module("numpy and item on constants")
 class Constants(nn.Module):
     def forward(self, x):

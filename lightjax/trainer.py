@@ -407,6 +407,7 @@ class Trainer:
           1
         """
         devices = self.devices if topology is None else topology_devices(topology)
+        _tell(task, self)
         engine = self._make_engine(task, layout_of(self.strategy, devices, self.mesh))
         steps = steps_per_call or (1 if self.steps_per_call == "auto" else self.steps_per_call)
         return make_plan(engine, jax.random.key(self.seed), batch, steps, present=topology is None)
@@ -434,6 +435,11 @@ class Trainer:
             )
         return found
 
+    @property
+    def epoch_batches(self) -> int | None:
+        """Batches of an epoch of the training that was begun last; None where nobody knows."""
+        return None if self._training is None else self._training.epoch_batches
+
     def estimate_steps(self, train_data: Any = None, *, datamodule: Any = None) -> int | None:
         """Returns the optimizer steps that `fit` would take, None where nobody knows; runs nothing.
 
@@ -455,6 +461,7 @@ class Trainer:
         """Returns an engine of the task, the one of the last call if it was the same task: its programs are kept."""
         if self._engine is not None and self._task is task:
             return self._engine
+        _tell(task, self)
         # A task may bring callbacks of its own (schedulers of a ported module); they leave with it.
         own = [one for one in self.callbacks if one not in getattr(self._task, "callbacks", ())]
         both = [*own, *getattr(task, "callbacks", ())]
@@ -484,3 +491,9 @@ class Trainer:
             checks_memory=self.check_memory,
             request=PolicyRequest(self.policy, self.microbatches, self.accumulation.largest > 1),
         )
+
+
+def _tell(task: TaskLike, trainer: Trainer) -> None:
+    """Tells a task that wants to know which trainer runs it."""
+    if (attach := getattr(task, "attach", None)) is not None:
+        attach(trainer)

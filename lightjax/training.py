@@ -59,6 +59,7 @@ class Training:
     Attributes:
       under_way: the run, as callbacks see it; None before.
       estimated_steps: optimizer steps of the whole, None where nobody knows, `UNKNOWN` before the data is there.
+      epoch_batches: batches of an epoch, None where nobody knows.
     """
 
     def __init__(self, trainer: Trainer, resume: str | os.PathLike[str] | None, given: Any) -> None:
@@ -74,6 +75,7 @@ class Training:
             every, epoch = trainer.reload_dataloaders_every_n_epochs, self._about["position"]["epoch"]
             self._epoch = epoch - epoch % every if every else epoch
         self.estimated_steps: Any = UNKNOWN
+        self.epoch_batches: int | None = None
         self._output = Output()
 
     @property
@@ -97,7 +99,7 @@ class Training:
             given=given,
         )
         batches = data.train.batches
-        self.estimated_steps = steps_of(trainer, batches)
+        self.estimated_steps, self.epoch_batches = steps_of(trainer, batches), batches
         with Interrupt() as interrupt, compilation_cache_in(self._cache_directory()):
             batch = data.train.first()
             if self._checkpoint is None and given is not None:

@@ -1,64 +1,70 @@
-"""A step of a LightningModule, captured: what it computes, logs and leaves behind, as a JAX function."""
+"""A part of a module's work on a batch, captured: what it computes, logs and leaves behind, as a JAX function."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import torch
 from torch.utils import _pytree as pytree
 
-import lightjax as lj
 from lightjax_torch.arrays import jax_dtype
 from lightjax_torch.capture import capture, capture_with_gradients
+from lightjax_torch.counters import Answers, Counters
 from lightjax_torch.errors import WAY_OUT, CaptureError
 from lightjax_torch.function import meta
 from lightjax_torch.gradients import with_torch_gradients
-from lightjax_torch.module_state import ModuleState, python_values, unchanged
+from lightjax_torch.module_state import OF_THE_STEP, ModuleState, python_values, unchanged
+from lightjax_torch.parts import Part
+from lightjax_torch.paths import Paths
 from lightjax_torch.program import Program, origin
-from lightjax_torch.step_view import LoggedAs, StepView, Unknown
-
-Stage = Literal["train", "val", "test", "predict"]
-
-_METHODS = {"train": "training_step", "val": "validation_step", "test": "test_step", "predict": "predict_step"}
+from lightjax_torch.step_view import LoggedAs, StepView
+from lightjax_torch.trainer_values import TrainerValues
 
 CARRIES = "carries:"
+COUNTERS = ("batch_idx", "current_epoch", "global_step")
 
 
 class CapturedStep:
-    """A step of a module, captured for one shape of batch.
+    """A part, captured for one shape of batch.
 
     Attributes:
       with_gradient: the trained parameters that the loss depends on.
-      carried: shapes of tensors that the step leaves on attributes for the next one, beside those that were there.
+      carried: shapes of tensors that the part leaves on attributes for the next step, beside those that were there.
+      read: what was read of the trainer.
+      used: the counters that are used.
     """
 
     def __init__(
         self,
         module: torch.nn.Module,
         tensors: ModuleState,
-        stage: Stage,
+        part: Part,
+        values: TrainerValues,
         params: Mapping[str, Any],
         model_state: Mapping[str, Any],
         batch: Any,
+        *,
+        has_gradients: bool = False,
     ) -> None:
-        self.module, self.tensors = module, tensors
-        self.stage: Stage = stage
-        self.params, self.model_state, self.batch = params, model_state, batch
+        given = self._given = (module, tensors, part, values, params, model_state, batch, has_gradients)
         self.carried: dict[str, jax.ShapeDtypeStruct] = {}
-        self.first = self._capture({})
-        self.usual = self.first
+        self.first = self.usual = Paths(lambda answers: Capture(*given, {}, answers), part.name)
         if self.first.created:
-            usual = self._capture(self.first.created)
+            usual = Paths(lambda answers: Capture(*given, self.first.created, answers), part.name)
             if usual.reads_carried:
-                if stage != "train":
-                    raise _state_in_evaluation(stage, list(self.first.created))
+                if part.stage != "train":
+                    raise _state_in_evaluation(part.name, list(self.first.created))
+                if not part.differentiated:
+                    raise CaptureError(
+                        f"{part.name} leaves tensors on attributes: {', '.join(self.first.created)}; make them before, "
+                        f"in __init__, or {WAY_OUT}."
+                    )
                 if _shapes(usual.created) != _shapes(self.first.created):
                     raise CaptureError(
-                        f"{type(module).__name__}.{_METHODS[stage]} leaves tensors on attributes that change their "
+                        f"{type(module).__name__}.{part.name} leaves tensors on attributes that change their "
                         f"shape or number from step to step: {_shapes(self.first.created)} became "
                         f"{_shapes(usual.created)}. A compiled step has a state of fixed shape; log values instead of "
                         f"collecting them, or {WAY_OUT}."
@@ -69,178 +75,239 @@ class CapturedStep:
                     for name, tensor in self.first.created.items()
                 }
         self.with_gradient = self.usual.with_gradient
+        self.read = self.first.read | self.usual.read
+        self.used = self.first.used | self.usual.used
 
-    def _capture(self, carried: Mapping[str, torch.Tensor]) -> Capture:
-        return Capture(self.module, self.tensors, self.stage, self.params, self.model_state, self.batch, carried)
+    def again_is_the_same(self) -> bool:
+        """Says whether the module, as it is now, would be captured as it was."""
+        return self.first.same_as(Paths(lambda answers: Capture(*self._given, {}, answers), self._given[2].name))
 
-    def __call__(self, state: lj.TrainState, batch: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-        """Runs it: returns the loss or the outputs, the metrics, and the new model state."""
-        key = None if state.key is None else state.key_for("torch")
+    def __call__(self, state: Any, batch: Any, gradients: Mapping[str, Any] | None = None) -> Any:
+        """Runs it.
+
+        Returns:
+          `(outputs, metrics, new model state, new parameters, new gradients)`.
+        """
+        part: Part = self._given[2]
+        # The hook after a step runs with the number of the next one: its random numbers are others.
+        name = part.name if part.stage == "train" and not part.differentiated else "torch"
+        key = None if state.key is None else state.key_for(name)
+        arguments = (batch, counted(state), state.params, state.model_state, key, gradients)
         if not self.carried:
-            return self.first(state.params, state.model_state, batch, state.step, key)
-        arguments = (state.params, state.model_state, batch, state.step, key)
-        return jax.lax.cond(
-            state.model_state[CARRIES], lambda *given: self.usual(*given), lambda *given: self.first(*given), *arguments
-        )
+            return self.first(*arguments)
+        missing = [name for name in self.carried if name not in state.model_state]
+        wrong = [n for n, s in self.carried.items() if n not in missing and state.model_state[n].shape != s.shape]
+        if missing or wrong:
+            raise CaptureError(
+                f"A step leaves {', '.join(missing or wrong)} for the next one, in a shape that follows the batch, and "
+                "this batch has another size than the first one; drop the last batch, DataLoader(..., drop_last=True), "
+                f"or {WAY_OUT}."
+            )
+        return jax.lax.cond(state.model_state[CARRIES], self.usual, self.first, *arguments)
+
+
+def abstract(leaf: Any) -> Any:
+    """Returns the shape of an array, anything else as it is: a captured step outlives the trace it was made in."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf
+
+
+def counted(state: Any) -> dict[str, Any]:
+    """Returns the counters of a state."""
+    held = state.model_state or {}
+    whole = jax_dtype(torch.int64)
+    found = {name: held.get(f"counter:{name}", 0) for name in COUNTERS} | {"global_step": state.step}
+    return {name: jnp.asarray(value, whole) for name, value in found.items()}
 
 
 class Capture:
-    """One graph of a step.
+    """One graph of a part: one way through its branches.
 
     Attributes:
-      created: tensors the step left on attributes that had none before, without values.
+      asked: what Python asked about counters, and the answers.
+      used: the counters that are used.
+      read: what was read of the trainer.
+      created: tensors it left on attributes that had none before, without values.
       reads_carried: whether it reads any of the carried ones it was given.
       with_gradient: the trained parameters that have a gradient.
+      logged_as: how what it logs is gathered; `logged_dtypes` are the values' dtypes.
     """
 
     def __init__(
         self,
         module: torch.nn.Module,
         tensors: ModuleState,
-        stage: Stage,
+        part: Part,
+        values: TrainerValues,
         params: Mapping[str, Any],
         model_state: Mapping[str, Any],
         batch: Any,
+        has_gradients: bool,
         carried: Mapping[str, torch.Tensor],
+        answers: Answers,
     ) -> None:
-        self.stage: Stage = stage
-        self.carried = carried
-        self.names = list(params), list(model_state)
+        self.module, self.tensors, self.part, self.values = module, tensors, part, values
+        self.names, self.carried = (list(params), list(model_state)), carried
         known = tensors.parameters | tensors.buffers | tensors.attributes
-        seen: dict[str, Any] = {}
-
-        def call(trained: Any, others: Any) -> Any:
-            kept, carried_now, given, step = others
-            view = StepView(step, training=stage == "train")
-            with unchanged(module), tensors.holding(trained | kept | carried_now, seen.get("structures", {})):
-                if stage == "train":
-                    tensors.restore_modes()
-                else:
-                    module.eval()
-                before = python_values(module)
-                with view.attached(module), torch.set_grad_enabled(stage == "train"):
-                    output = call_step(module, stage, given)
-                changed = {name for name, value in python_values(module).items() if before.get(name, value) != value}
-                if changed:
-                    raise CaptureError(
-                        f"{type(module).__name__}.{_METHODS[stage]} changes {', '.join(sorted(changed))}, a Python "
-                        "value: that would happen once, while the step is captured, and never again. Keep it in a "
-                        f"buffer (self.register_buffer), or {WAY_OUT}."
-                    )
-                after = tensors.read([*trained, *(name for name in kept if ":" not in name)])
-                attributes = tensors.read_attributes()
-                seen["structures"] = tensors.structures
-            replaced = [name for name in trained if after[name] is not trained[name]]
-            if replaced:
-                raise CaptureError(f"{_METHODS[stage]} replaces parameters: {', '.join(replaced)}; {WAY_OUT}.")
-            outputs = _loss_of(output, module) if stage == "train" else output
-            state = {name: attributes.get(name, kept[name]) if ":" in name else after[name] for name in kept}
-            created = {name: tensor for name, tensor in attributes.items() if name not in kept}
-            seen["logged_as"] = view.logged_as
-            return outputs, _detached([view.logged, state, dict(trained), created])
 
         def spec(name: str, leaf: Any) -> torch.Tensor:
             same = jnp.dtype(leaf.dtype) == jax_dtype(known[name].dtype)
             return torch.empty(leaf.shape, dtype=known[name].dtype, device="meta") if same else meta(leaf)
 
-        tensors_in = {name: spec(name, leaf) for name, leaf in params.items()}
+        weights = {name: spec(name, leaf) for name, leaf in params.items()}
         others = (
             {name: spec(name, leaf) for name, leaf in model_state.items()},
             dict(carried),
             jax.tree.map(meta, batch),
-            torch.empty((), dtype=torch.int64, device="meta"),
+            {name: torch.empty((), dtype=torch.int64, device="meta") for name in COUNTERS},
+            {name: torch.empty_like(weight) for name, weight in weights.items()} if has_gradients else {},
         )
-        seen["structures"] = tensors.structures
-        if stage == "train":
-            self.graph = capture_with_gradients(call, tensors_in, others)
-            self.program, self.run = with_torch_gradients(self.graph)
-            (outputs, rest), gradients, _ = self.graph.nest(self.program.outputs)
+        self._structures = tensors.structures
+        seen = self._captured(weights, others, answers, {})
+        if seen["python"]:
+            # What was set to a value that stays is a cache; what moves on would stand still in a compiled step.
+            code = self.graph.module.code
+            again = self._captured(weights, others, answers, seen["attributes"])
+            if again["python"] or self.graph.module.code != code:
+                inside = any(leaf is OF_THE_STEP for leaves in seen["python"].values() for leaf in leaves)
+                raise python_changes(module, part.name, [*seen["python"]], inside=inside)
+        counters: Counters = seen["counters"]
+        self.asked, self.used, self.read = counters.asked, counters.used, seen["view"].read
+        self.logged_as: dict[str, LoggedAs] = seen["view"].logged_as
+        outputs = self.graph.nest(self.program.outputs)
+        if part.differentiated:
+            outputs, gradients, _ = outputs
             self.with_gradient = [name for name, g in zip(params, gradients, strict=True) if g is not None]
         else:
-            self.graph = capture(call, tensors_in, others)
-            self.program, self.with_gradient = Program(self.graph), []
-            outputs, rest = self.graph.nest(self.program.outputs)
-            self.run = lambda differentiated, others, key: self.program([*differentiated, *others], key)
-        self.logged_as: dict[str, LoggedAs] = seen["logged_as"]
-        self._check_state(outputs, rest, module)
-        inputs = self.program.inputs
+            self.with_gradient = []
+        logged, state, trained, created, _ = outputs[1]
+        self.logged_dtypes = {name: jax_dtype(node.meta["val"].dtype) for name, node in logged.items()}
+        self._check_state(state, trained)
+        self.created = self._not_constant(created)
         at = len(params) + len(model_state)
-        self.reads_carried = any(node.users for node in inputs[at : at + len(carried)])
+        self.reads_carried = any(node.users for node in self.program.inputs[at : at + len(carried)])
 
-    def _check_state(self, outputs: Any, rest: Any, module: torch.nn.Module) -> None:
-        """Looks at which tensors the step changes."""
-        _, state, trained, created = rest
-        trained_inputs = self.program.inputs[: len(trained)]
-        changed = [
-            name
-            for (name, node), place in zip(trained.items(), trained_inputs, strict=True)
-            if origin(node) is not place
-        ]
-        if changed:
+    def _captured(self, weights: Any, others: Any, answers: Answers, attributes: Any) -> dict[str, Any]:
+        """Captures the graph; `attributes` are values that a run before left in Python."""
+        module, tensors, part, seen = self.module, self.tensors, self.part, {}
+
+        def call(trained: Any, others: Any) -> Any:
+            kept, carried, batch, numbers, gradients = others
+            if not part.differentiated:
+                trained = {name: tensor.detach().requires_grad_() for name, tensor in trained.items()}
+            for name, gradient in gradients.items():
+                trained[name].grad = gradient
+            counters = seen["counters"] = Counters(numbers, answers)
+            view = seen["view"] = StepView(counters, self.values, training=part.stage == "train")
+            with unchanged(module), tensors.holding(trained | kept | carried, self._structures):
+                if part.stage == "train":
+                    tensors.restore_modes()
+                else:
+                    module.eval()
+                for (path, name), value in attributes.items():
+                    module.get_submodule(path).__dict__[name] = value
+                before, held = python_values(module), tensors.read_attributes()
+                with view.attached(module), torch.set_grad_enabled(part.stage == "train"):
+                    outputs = part.run(module, batch, counters.number("batch_idx"))
+                after = python_values(module)
+                seen["python"] = {place: leaves for place, leaves in after.items() if before.get(place) != leaves}
+                seen["attributes"] = {
+                    (path, name): module.get_submodule(path).__dict__[name] for path, name in seen["python"]
+                }
+                read = tensors.read([*trained, *(name for name in kept if ":" not in name)])
+                left = tensors.read_attributes()
+                self._structures = tensors.structures
+            if gone := [name for name in held if name not in left]:
+                raise CaptureError(f"{part.name} takes tensors off attributes: {', '.join(gone)}; {WAY_OUT}.")
+            if replaced := [name for name in trained if read[name] is not trained[name]]:
+                raise CaptureError(f"{part.name} replaces parameters: {', '.join(replaced)}; {WAY_OUT}.")
+            state = {name: left.get(name, kept[name]) if ":" in name else read[name] for name in kept}
+            created = {name: tensor for name, tensor in left.items() if name not in kept}
+            grads = {name: trained[name].grad for name in gradients}
+            return outputs, _detached([view.logged, state, dict(trained), created, grads])
+
+        if part.differentiated:
+            self.graph = capture_with_gradients(call, weights, others)
+            self.program, self.run = with_torch_gradients(self.graph)
+        else:
+            self.graph = capture(call, weights, others)
+            program = self.program = Program(self.graph)
+            self.run = lambda differentiated, others, key: program([*differentiated, *others], key)
+        return seen
+
+    def _check_state(self, state: Mapping[str, Any], trained: Mapping[str, Any]) -> None:
+        """Looks at which tensors the part changes."""
+        inputs = self.program.inputs
+        places = zip(trained.items(), inputs[: len(trained)], strict=True)
+        changed = [name for (name, node), place in places if origin(node) is not place]
+        if changed and not self.part.writes:
             raise CaptureError(
-                f"{type(module).__name__}.{_METHODS[self.stage]} writes into trained parameters in place: "
-                f"{', '.join(changed)}. Parameters are the optimizer's to change; {WAY_OUT}."
+                f"{type(self.module).__name__}.{self.part.name} writes into trained parameters in place: "
+                f"{', '.join(changed)}. Before the backward pass they are the optimizer's to change: write in "
+                f"on_train_batch_end, or {WAY_OUT}."
             )
-        kept_inputs = self.program.inputs[len(trained) : len(trained) + len(state)]
-        written = [
-            name for (name, node), place in zip(state.items(), kept_inputs, strict=True) if origin(node) is not place
-        ]
-        if written and self.stage != "train":
-            raise _state_in_evaluation(self.stage, written)
+        places = zip(state.items(), inputs[len(trained) : len(trained) + len(state)], strict=True)
+        written = [name for (name, node), place in places if origin(node) is not place]
+        if written and self.part.stage != "train":
+            raise _state_in_evaluation(self.part.name, written)
+
+    def _not_constant(self, created: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Leaves out what depends on no input: a cache, which every step computes the same."""
         depends: set[Any] = set(self.program.inputs)
         for node in self.program.nodes:
             if any(one in depends for one in node.all_input_nodes):
                 depends.add(node)
-        # What depends on no input is a cache: every step computes the same.
-        self.created = {
+        return {
             name: torch.empty(node.meta["val"].shape, dtype=node.meta["val"].dtype, device="meta")
             for name, node in created.items()
             if node in depends
         }
 
-    def inputs(self, params: Any, model_state: Any, batch: Any, step: Any) -> tuple[list[Any], list[Any]]:
+    def same_as(self, other: Capture) -> bool:
+        """Says whether another graph computes the same."""
+        mine, theirs = self.graph.module, other.graph.module
+        constants = dict(mine.named_buffers()), dict(theirs.named_buffers())
+        return (
+            mine.code == theirs.code
+            and constants[0].keys() == constants[1].keys()
+            and all(torch.equal(value, constants[1][name]) for name, value in constants[0].items())
+        )
+
+    def inputs(
+        self, params: Any, model_state: Any, batch: Any, numbers: Any, gradients: Any = None
+    ) -> tuple[list[Any], list[Any]]:
         """Returns the arrays of the graph's placeholders: those that are differentiated, and the others."""
         names, kept = self.names
-        others = [model_state[name] for name in kept]
-        others += [model_state[name] for name in self.carried]
+        others = [model_state[name] for name in (*kept, *self.carried)]
         others += [leaf for leaf in pytree.tree_leaves(batch) if hasattr(leaf, "shape")]
-        return [params[name] for name in names], [*others, step]
+        others += [numbers[name] for name in COUNTERS]
+        others += [] if gradients is None else [gradients[name] for name in names]
+        return [params[name] for name in names], others
 
-    def __call__(self, params: Any, model_state: Any, batch: Any, step: Any, key: Any) -> Any:
-        """Runs the graph."""
-        computed = self.run(*self.inputs(params, model_state, batch, step), key)
+    def __call__(self, batch: Any, numbers: Any, params: Any, model_state: Any, key: Any, gradients: Any) -> Any:
+        """Runs the graph.
+
+        Returns:
+          As for a `CapturedStep`, with the logged values in the place of metrics.
+        """
+        computed = self.run(*self.inputs(params, model_state, batch, numbers, gradients), key)
         missing = [None] * (sum(self.graph.is_tensor) - len(computed))
         found = self.graph.nest([*computed, *missing])
-        outputs, (logged, state, _, created) = found[0] if self.stage == "train" else found
-        metrics = {name: self.logged_as[name].metric(value) for name, value in logged.items()}
-        new_state = {**model_state, **state}
-        if CARRIES in model_state:
+        outputs, (logged, state, trained, created, grads) = found[0] if self.part.differentiated else found
+        new_state = {**model_state, **{n: jnp.asarray(value, model_state[n].dtype) for n, value in state.items()}}
+        if CARRIES in model_state and self.part.differentiated:
             new_state |= {name: created[name] for name in self.created} | {CARRIES: jnp.ones((), bool)}
-        return outputs, metrics, new_state
+        return outputs, logged, new_state, {**params, **trained} if self.part.writes else params, grads
 
 
-def call_step(module: Any, stage: Stage, batch: Any) -> Any:
-    """Calls the method of a stage as Lightning does."""
-    method = getattr(module, _METHODS[stage], None)
-    if method is None:
-        return module(batch)
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    wanted = [one for one in inspect.signature(method).parameters.values() if one.kind in kinds]
-    needed = [one for one in wanted if one.default is inspect.Parameter.empty]
-    more = [Unknown("batch_idx"), 0][: max(len(needed), min(len(wanted), 2)) - 1]
-    return method(batch, *more)
-
-
-def _loss_of(output: Any, module: torch.nn.Module) -> torch.Tensor:
-    loss = output.get("loss") if isinstance(output, Mapping) else output
-    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-        kind = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"{loss!r}"
-        raise CaptureError(
-            f"{type(module).__name__}.training_step returned {kind} as its loss; it returns a scalar tensor, or a dict "
-            "with one at 'loss'. A step that returns None now and then, to skip a batch, cannot be compiled: multiply "
-            f"the loss by 0, or {WAY_OUT}."
-        )
-    return loss.reshape(())
+def python_changes(module: Any, part: str, changed: Sequence[tuple[str, str]], *, inside: bool = False) -> CaptureError:
+    """Returns the error of a part that changes Python attributes, by path and name."""
+    names = [f"{path}.{name}".removeprefix(".") for path, name in changed]
+    what = "with a value that only exists while the step runs" if inside else "and would go on changing"
+    return CaptureError(
+        f"{type(module).__name__}.{part} changes {', '.join(sorted(names))} in Python, {what}: that would happen "
+        "once, while the step is captured, and never again. Keep numbers in a buffer (self.register_buffer), log what "
+        f"is to be gathered, or {WAY_OUT}."
+    )
 
 
 def _detached(tree: Any) -> Any:
@@ -251,8 +318,8 @@ def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _state_in_evaluation(stage: Stage, names: list[str]) -> CaptureError:
+def _state_in_evaluation(name: str, changed: list[str]) -> CaptureError:
     return CaptureError(
-        f"{_METHODS[stage]} changes tensors that later batches see: {', '.join(names)}. A ported evaluation is a pure "
+        f"{name} changes tensors that later batches see: {', '.join(changed)}. A ported evaluation is a pure "
         f"function of the state and one batch, which leaves no trace; log what is to be gathered, or {WAY_OUT}."
     )

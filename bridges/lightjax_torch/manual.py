@@ -6,6 +6,7 @@ import collections
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,13 +19,20 @@ import lightjax as lj
 from lightjax.errors import ConfigurationError
 from lightjax_torch.arrays import jax_dtype, to_jax
 from lightjax_torch.capture import capture
+from lightjax_torch.captured_step import COUNTERS, abstract, counted, python_changes
+from lightjax_torch.counters import Answers, Counters
 from lightjax_torch.errors import WAY_OUT, CaptureError
 from lightjax_torch.function import meta
-from lightjax_torch.module_state import ModuleState, unchanged
+from lightjax_torch.host_hooks import reading
+from lightjax_torch.module_state import ModuleState, names_in_code, python_values, unchanged
+from lightjax_torch.optim import begins_at_zero
+from lightjax_torch.parts import by_itself
+from lightjax_torch.paths import Paths
 from lightjax_torch.program import Program
 from lightjax_torch.schedule import optimizers_and_schedulers
 from lightjax_torch.source_lines import current_line
-from lightjax_torch.step_view import StepView, Unknown
+from lightjax_torch.step_view import StepView
+from lightjax_torch.trainer_values import NoTrainerError, TrainerValues
 
 Tensors = Mapping[str, Any]
 
@@ -47,16 +55,27 @@ class ManualOptimization:
     Args:
       module: the module.
       tensors: its tensors by name.
-      call: runs `training_step` with a batch.
+      values: what it may read of the trainer.
 
     Raises:
       ConfigurationError: `configure_optimizers` returns no optimizers.
     """
 
-    def __init__(self, module: Any, tensors: ModuleState, call: Callable[[Any], Any]) -> None:
-        self.module, self.tensors, self.call = module, tensors, call
+    def __init__(self, module: Any, tensors: ModuleState, values: TrainerValues) -> None:
+        self.module, self.tensors, self.values, self.call = module, tensors, values, by_itself()
+        self.optimizers: list[torch.optim.Optimizer] = []
+        self._read: dict[str, Any] | None = None
+        with contextlib.suppress(NoTrainerError):  # `init` does it, when a trainer runs the task
+            self._configure()
+
+    def _configure(self) -> None:
+        """Calls `configure_optimizers`, and again where what it read of the trainer has changed."""
+        if self._read is not None and self.values.still(self._read):
+            return
+        module, tensors = self.module, self.tensors
         # Schedulers of such a module step when it says so itself, through self.lr_schedulers(), which is refused.
-        self.optimizers, _ = optimizers_and_schedulers(module.configure_optimizers())
+        with reading(module, self.values) as read:
+            self.optimizers, _ = optimizers_and_schedulers(module.configure_optimizers())
         if not self.optimizers or not all(isinstance(one, torch.optim.Optimizer) for one in self.optimizers):
             raise ConfigurationError(
                 f"{type(module).__name__} optimizes manually, and configure_optimizers returned no optimizers; return "
@@ -74,13 +93,17 @@ class ManualOptimization:
             for one in self.optimizers
         ]
         self._steps: dict[Any, tuple[Any, Any, Any]] = {}
+        self._read = read
 
     def init(self, params: Tensors, model_state: Tensors, batch: Any, key: jax.Array) -> lj.TrainState:
         """Returns the state of step 0."""
-        _, _, shapes = self._captured(params, model_state, batch)
+        self._configure()
+        _, usual, shapes = self._captured(params, model_state, batch)
+        counters = usual.used | ({"current_epoch"} if names_in_code(self.module, "current_epoch") else set())
+        counted = {f"counter:{name}": jnp.zeros((), jnp.int32) for name in sorted(counters)}
         known = self._kept()
         state = lj.TrainState.create(
-            params=params, optimizer=optax.set_to_zero(), key=key, model_state=dict(model_state)
+            params=params, optimizer=optax.set_to_zero(), key=key, model_state={**model_state, **counted}
         )
         tensors = {
             number: {
@@ -104,16 +127,30 @@ class ManualOptimization:
                 f"{type(self.module).__name__} optimizes manually: precision, clipping and accumulation are its own to "
                 "do; leave precision, gradient_clip_val and microbatches away."
             )
-        first, usual, _ = self._captured(state.params, state.model_state, batch)
-        arguments = (state.params, state.model_state, batch, state.opt_state.tensors, state.key_for("torch"))
+        held = state.model_state
+        kept = {name: value for name, value in held.items() if not name.startswith("counter:")}
+        first, usual, _ = self._captured(state.params, kept, batch)
+        numbers = counted(state) | {"global_step": jnp.asarray(held.get("counter:global_step", 0), whole_dtype())}
+        arguments = (batch, numbers, state.params, kept, state.opt_state.tensors, state.key_for("torch"))
         if first is None:
-            params, model_state, tensors, metrics = usual(*arguments)
+            params, kept, tensors, steps, metrics = self._run(usual, arguments)
         else:
-            found = jax.lax.cond(state.opt_state.started, usual, first, *arguments)
-            params, model_state, tensors, metrics = found
+            found = jax.lax.cond(
+                state.opt_state.started,
+                lambda: self._run(usual, arguments),
+                lambda: self._run(first, arguments),
+            )
+            params, kept, tensors, steps, metrics = found
+        moved = {"counter:batch_idx": 1, "counter:global_step": steps}
+        counters = {name: value + moved.get(name, 0) for name, value in held.items() if name not in kept}
+        counters = {name: value.astype(held[name].dtype) for name, value in counters.items()}
         opt_state = ManualState(jnp.ones((), bool), tensors)
-        new = state.replace(step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state)
+        new = state.replace(step=state.step + 1, params=params, model_state={**kept, **counters}, opt_state=opt_state)
         return new, metrics
+
+    def _run(self, paths: Paths, arguments: Any) -> Any:
+        (params, kept, tensors, steps), metrics = paths(*arguments)
+        return params, kept, tensors, steps, metrics
 
     def _kept(self) -> dict[str, dict[str, dict[str, torch.Tensor]]]:
         """Returns what the optimizers hold already (Adagrad does from the start)."""
@@ -130,104 +167,39 @@ class ManualOptimization:
     def _captured(self, params: Tensors, model_state: Tensors, batch: Any) -> tuple[Any, Any, Any]:
         leaves, structure = jax.tree.flatten((params, model_state, batch))
         signature = (structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
-        if signature not in self._steps:
-            first, left = self._capture(params, model_state, batch, self._kept(), {})
-            usual, again = self._capture(params, model_state, batch, left[0], {})
-            if _shapes(again[0]) != _shapes(left[0]):
+        found = self._steps.get(signature)
+        if found is None or not self.values.still(found[1].read):
+            found = self._steps[signature] = self._captured_anew(params, model_state, batch)
+        return found
+
+    def _captured_anew(self, params: Tensors, model_state: Tensors, batch: Any) -> tuple[Any, Any, Any]:
+        shapes = jax.tree.map(abstract, (params, model_state, batch))
+        made: Callable[..., ManualCapture] = partial(ManualCapture, self, *shapes)
+        name = "training_step"
+        first = Paths(lambda answers: made(self._kept(), {}, answers), name)
+        states = merged_states(first.captures)
+        usual = Paths(lambda answers, states=states: made(states, {}, answers), name)
+        # A way that steps one optimizer leaves the state of another away.
+        while _shapes(again := merged_states(usual.captures)) != _shapes(states):
+            if not states.keys() <= again.keys() or len(str(_shapes(again))) <= len(str(_shapes(states))):
                 raise CaptureError(f"The optimizers' states change their shapes from step to step; {WAY_OUT}.")
-            if left[1]:
+            states = again
+            usual = Paths(lambda answers, states=states: made(states, {}, answers), name)
+        for one in usual.captures:
+            if one.gradients:
                 # Gradients are left behind: fine if the next step clears them before it uses them.
-                self._capture(params, model_state, batch, left[0], left[1])
-            same = all(isinstance(one, torch.optim.SGD) and not _momentum(one) for one in self.optimizers)
-            self._steps[signature] = None if same else first, usual, left[0]
-        return self._steps[signature]
-
-    def _capture(
-        self, params: Tensors, model_state: Tensors, batch: Any, states: Any, gradients: Tensors
-    ) -> tuple[Callable[..., Any], Any]:
-        """Captures the step with optimizers that hold `states`; `gradients` are those left by the step before."""
-        tensors, seen = self.tensors, {}
-        known = tensors.parameters | tensors.buffers | tensors.attributes
-
-        def step(given: Any, kept: Any, batch: Any, states: Any, gradients: Any) -> Any:
-            trained = {name: tensor.detach().requires_grad_() for name, tensor in given.items()}
-            for name, gradient in gradients.items():
-                trained[name].grad = gradient
-            optimizers = [
-                self._over(number, trained, states.get(str(number), {})) for number in range(len(self.optimizers))
-            ]
-            view = StepView(torch.zeros((), dtype=torch.int64), training=True)
-            view.__dict__["global_step"] = Unknown("global_step")
-            with unchanged(self.module), tensors.holding(trained | kept):
-                tensors.restore_modes()
-                with view.attached(self.module), _manual(self.module, optimizers, view):
-                    self.call(batch)
-                after = tensors.read([name for name in kept if ":" not in name])
-                attributes = tensors.read_attributes()
-            if created := [name for name in attributes if name not in kept]:
-                raise CaptureError(f"training_step leaves tensors on attributes: {', '.join(created)}; {WAY_OUT}.")
-            left = {
-                str(number): {
-                    name: {key: value for key, value in optimizer.state[trained[name]].items()}
-                    for group in self.groups[number]
-                    for name in group
-                    if optimizer.state.get(trained[name])
-                }
-                for number, optimizer in enumerate(optimizers)
-            }
-            seen["left"] = pytree.tree_map_only(
-                torch.Tensor, lambda value: torch.empty(value.shape, dtype=value.dtype, device="meta"), left
-            )
-            seen["gradients"] = {
-                name: torch.empty(p.shape, dtype=p.dtype, device="meta")
-                for name, p in trained.items()
-                if p.grad is not None
-            }
-            seen["logged_as"] = view.logged_as
-            state = {name: attributes[name] if ":" in name else after[name] for name in kept}
-            return _detached([trained, state, left, view.logged])
-
-        def spec(name: str, leaf: Any) -> torch.Tensor:
-            same = jnp.dtype(leaf.dtype) == jax_dtype(known[name].dtype)
-            return torch.empty(leaf.shape, dtype=known[name].dtype, device="meta") if same else meta(leaf)
-
-        weights = {name: spec(name, leaf) for name, leaf in params.items()}
-        kept = {name: spec(name, leaf) for name, leaf in model_state.items()}
-        states = {
-            number: {name: {key: v for key, v in held.items()} for name, held in of.items()}
-            for number, of in states.items()
-        }
-        graph = capture(step, weights, kept, jax.tree.map(meta, batch), states, dict(gradients))
-        program = Program(graph)
-        if gradients and any(node.users for node in program.inputs[len(program.inputs) - len(gradients) :]):
+                Paths(lambda answers, left=one.gradients: made(states, left, answers), name)
+        if all(begins_at_zero(one) for one in self.optimizers):
+            return None, usual, states
+        if len(usual.captures) > 1:
+            kinds = ", ".join(type(one).__name__ for one in self.optimizers if not begins_at_zero(one))
             raise CaptureError(
-                f"{type(self.module).__name__}.training_step adds to gradients that the step before left: call "
-                f"optimizer.zero_grad() in every step, before its backward pass or after its step, or {WAY_OUT}."
+                f"training_step branches on a number of the trainer's, and {kinds} begins with a step of another kind, "
+                f"which may come late then; use Adam, AdamW, RMSprop or plain SGD, or {WAY_OUT}."
             )
-        order = [
-            (number, name, key)
-            for number, of in states.items()
-            for name, held in of.items()
-            for key, value in held.items()
-            if isinstance(value, torch.Tensor)
-        ]
+        return first, usual, states
 
-        def run(params: Any, model_state: Any, batch: Any, opt_tensors: Any, key: Any) -> Any:
-            leaves = [params[name] for name in weights] + [model_state[name] for name in kept]
-            leaves += [leaf for leaf in pytree.tree_leaves(batch) if hasattr(leaf, "shape")]
-            leaves += [opt_tensors[number][name][key_] for number, name, key_ in order]
-            leaves += [jnp.zeros(tuple(g.shape), jax_dtype(g.dtype)) for g in gradients.values()]
-            new, state, left, logged = graph.nest(program(leaves, key))
-            metrics = {name: seen["logged_as"][name].metric(value) for name, value in logged.items()}
-            only = {
-                number: {name: {k: v for k, v in held.items() if hasattr(v, "shape")} for name, held in of.items()}
-                for number, of in left.items()
-            }
-            return new, {**model_state, **state}, only, metrics
-
-        return run, (seen["left"], seen["gradients"])
-
-    def _over(self, number: int, trained: Tensors, states: Tensors) -> torch.optim.Optimizer:
+    def over(self, number: int, trained: Tensors, states: Tensors) -> torch.optim.Optimizer:
         """Returns an optimizer over other tensors."""
         original = self.optimizers[number]
         optimizer = copy.copy(original)
@@ -242,6 +214,166 @@ class ManualOptimization:
         for name, held in states.items():
             optimizer.state[trained[name]] = dict(held)
         return optimizer
+
+
+class ManualCapture:
+    """One way through a step that optimizes manually, as one graph.
+
+    Args:
+      owner: the optimization.
+      params: shapes.
+      model_state: shapes.
+      batch: shapes.
+      states: what the optimizers hold, without values.
+      gradients: those left by the step before, without values.
+      answers: what is decided about counters.
+    """
+
+    created: Mapping[str, torch.Tensor] = {}
+    with_gradient = ()
+    reads_carried = False
+
+    def __init__(
+        self,
+        owner: ManualOptimization,
+        params: Tensors,
+        model_state: Tensors,
+        batch: Any,
+        states: Any,
+        gradients: Tensors,
+        answers: Answers,
+    ) -> None:
+        module, tensors = owner.module, owner.tensors
+        known = tensors.parameters | tensors.buffers | tensors.attributes
+        seen: dict[str, Any] = {}
+
+        def step(given: Any, kept: Any, batch: Any, numbers: Any, states: Any, gradients: Any) -> Any:
+            trained = {name: tensor.detach().requires_grad_() for name, tensor in given.items()}
+            for name, gradient in gradients.items():
+                trained[name].grad = gradient
+            optimizers = [
+                owner.over(number, trained, states.get(str(number), {})) for number in range(len(owner.groups))
+            ]
+            counters = seen["counters"] = Counters(numbers, answers)
+            view = seen["view"] = ManualView(counters, owner.values, training=True)
+            for one in optimizers:
+                _counting(one, view)
+            before_groups = [_hyperparameters(one) for one in optimizers]
+            with unchanged(module), tensors.holding(trained | kept):
+                tensors.restore_modes()
+                before = python_values(module)
+                with view.attached(module), _manual(module, optimizers, view):
+                    owner.call(module, batch, counters.number("batch_idx"))
+                changed = [place for place, leaves in python_values(module).items() if before.get(place) != leaves]
+                after = tensors.read([*given, *(name for name in kept if ":" not in name)])
+                attributes = tensors.read_attributes()
+            if changed:
+                raise python_changes(module, "training_step", changed)
+            if [_hyperparameters(one) for one in optimizers] != before_groups:
+                raise CaptureError(
+                    "training_step sets numbers of an optimizer's param_groups, which the next step would not see; use "
+                    f"a learning rate that stays, or {WAY_OUT}."
+                )
+            if created := [name for name in attributes if name not in kept]:
+                raise CaptureError(f"training_step leaves tensors on attributes: {', '.join(created)}; {WAY_OUT}.")
+            if replaced := [name for name in given if after[name] is not trained[name]]:
+                raise CaptureError(f"training_step replaces parameters: {', '.join(replaced)}; {WAY_OUT}.")
+            # What a step on another way leaves alone, this one hands on.
+            left = {number: {name: dict(held) for name, held in of.items()} for number, of in states.items()}
+            for number, optimizer in enumerate(optimizers):
+                for name in (name for group in owner.groups[number] for name in group):
+                    if held := optimizer.state.get(trained[name]):
+                        left.setdefault(str(number), {})[name] = dict(held)
+            seen["left"] = pytree.tree_map_only(
+                torch.Tensor, lambda value: torch.empty(value.shape, dtype=value.dtype, device="meta"), left
+            )
+            seen["gradients"] = {
+                name: torch.empty(p.shape, dtype=p.dtype, device="meta")
+                for name, p in trained.items()
+                if p.grad is not None
+            }
+            state = {name: attributes[name] if ":" in name else after[name] for name in kept}
+            return _detached([trained, state, left, view.logged])
+
+        def spec(name: str, leaf: Any) -> torch.Tensor:
+            same = jnp.dtype(leaf.dtype) == jax_dtype(known[name].dtype)
+            return torch.empty(leaf.shape, dtype=known[name].dtype, device="meta") if same else meta(leaf)
+
+        self.weights = {name: spec(name, leaf) for name, leaf in params.items()}
+        self.kept = {name: spec(name, leaf) for name, leaf in model_state.items()}
+        numbers = {name: torch.empty((), dtype=torch.int64, device="meta") for name in COUNTERS}
+        specs = (self.weights, self.kept, jax.tree.map(meta, batch), numbers, states, dict(gradients))
+        self.graph = capture(step, *specs)
+        self.program = Program(self.graph)
+        if gradients and any(node.users for node in self.program.inputs[len(self.program.inputs) - len(gradients) :]):
+            raise CaptureError(
+                f"{type(module).__name__}.training_step adds to gradients that the step before left: call "
+                f"optimizer.zero_grad() in every step, before its backward pass or after its step, or {WAY_OUT}."
+            )
+        self.order = [
+            (number, name, key)
+            for number, of in states.items()
+            for name, held in of.items()
+            for key, value in held.items()
+            if isinstance(value, torch.Tensor)
+        ]
+        self.states, self.gradients, view = seen["left"], seen["gradients"], seen["view"]
+        self.asked, self.used = seen["counters"].asked, seen["counters"].used
+        self.read, self.logged_as, self.steps = view.read, view.logged_as, view.steps
+        logged = self.graph.nest(self.program.outputs)[3]
+        self.logged_dtypes = {name: jax_dtype(node.meta["val"].dtype) for name, node in logged.items()}
+
+    def __call__(self, batch: Any, numbers: Any, params: Any, model_state: Any, opt_tensors: Any, key: Any) -> Any:
+        """Runs it: returns `((parameters, model state, optimizers' tensors, steps of optimizers), logged)`."""
+        leaves = [params[name] for name in self.weights] + [model_state[name] for name in self.kept]
+        leaves += [leaf for leaf in pytree.tree_leaves(batch) if hasattr(leaf, "shape")]
+        leaves += [numbers[name] for name in COUNTERS]
+        leaves += [opt_tensors[number][name][key_] for number, name, key_ in self.order]
+        given = self.program.inputs[len(leaves) :]
+        leaves += [jnp.zeros(tuple(one.meta["val"].shape), jax_dtype(one.meta["val"].dtype)) for one in given]
+        new, state, left, logged = self.graph.nest(self.program(leaves, key))
+        state = {**model_state, **{n: jnp.asarray(value, model_state[n].dtype) for n, value in state.items()}}
+        only = {
+            number: {name: {k: v for k, v in held.items() if hasattr(v, "shape")} for name, held in of.items()}
+            for number, of in left.items()
+        }
+        return (new, state, only, jnp.asarray(self.steps, jnp.int32)), logged
+
+
+class ManualView(StepView):
+    """What such a step sees of the trainer; `steps` counts the steps of its optimizers."""
+
+    steps = 0
+
+    @property
+    def global_step(self) -> Any:
+        """Steps of all optimizers together, as in Lightning."""
+        return self._counters.number("global_step") + self.steps if self.steps else self._counters.number("global_step")
+
+
+def _counting(optimizer: torch.optim.Optimizer, view: ManualView) -> None:
+    """Counts the steps of an optimizer."""
+    step = type(optimizer).step
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        view.steps += 1
+        return step(optimizer, *args, **kwargs)
+
+    optimizer.__dict__["step"] = counted
+
+
+def _hyperparameters(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def merged_states(captures: Sequence[ManualCapture]) -> dict[str, Any]:
+    """Returns the states that optimizers have after any of these ways."""
+    merged: dict[str, Any] = {}
+    for one in captures:
+        for number, of in one.states.items():
+            for name, held in of.items():
+                merged.setdefault(number, {}).setdefault(name, held)
+    return merged
 
 
 @contextlib.contextmanager
@@ -286,8 +418,9 @@ def _manual(module: Any, optimizers: Sequence[torch.optim.Optimizer], view: Step
         module.__dict__.pop(name, None)
 
 
-def _momentum(optimizer: torch.optim.Optimizer) -> bool:
-    return any(group["momentum"] for group in optimizer.param_groups)
+def whole_dtype() -> Any:
+    """The dtype of torch's whole numbers."""
+    return jax_dtype(torch.int64)
 
 
 def _detached(tree: Any) -> Any:

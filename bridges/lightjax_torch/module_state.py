@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-_MACHINERY = {"_parameters", "_buffers", "_modules", "_flat_weights", "_non_persistent_buffers_set"}
+# In the place of a number that only exists while a step runs.
+OF_THE_STEP = "a value of the step"
+
+_SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
+_WHOLE = (torch.Tensor, torch.nn.Module, torch.Generator, torch.optim.Optimizer, types.ModuleType, *_SYMBOLIC)
+_MOST_LEAVES = 1000
+# What Lightning notes for itself.
+_LIGHTNINGS = {"_trainer", "_current_fx_name", "_jit_is_scripting", "_metric_attributes", "_fabric", "training"}
+_MACHINERY = {
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_flat_weights",
+    "_flat_weight_refs",
+    "_non_persistent_buffers_set",
+}
 
 
 class ModuleState:
@@ -106,14 +122,57 @@ class ModuleState:
         places[last] = tensor
 
 
-def python_values(module: torch.nn.Module) -> dict[str, Any]:
-    """Returns numbers, strings and truth values on public attributes, by `path.name`."""
-    return {
-        f"{path}.{name}".removeprefix("."): value
-        for path, one in module.named_modules()
-        for name, value in one.__dict__.items()
-        if isinstance(value, bool | int | float | str) and not name.startswith("_") and name != "training"
-    }
+def names_in_code(module: torch.nn.Module, name: str) -> bool:
+    """Says whether a method of the module's class, or of a class between it and torch's, mentions a name."""
+    for kind in type(module).__mro__:
+        if kind.__module__.startswith(("torch.", "lightning.", "pytorch_lightning.", "lightjax_torch.")):
+            continue
+        codes = [value.__code__ for value in vars(kind).values() if isinstance(value, types.FunctionType)]
+        while codes:
+            code = codes.pop()
+            codes += [one for one in code.co_consts if isinstance(one, types.CodeType)]
+            if name in code.co_names:
+                return True
+    return False
+
+
+def python_values(module: torch.nn.Module) -> dict[tuple[str, str], tuple[Any, ...]]:
+    """Returns what modules keep in Python: numbers, texts and the identity of whatever else, by path and name.
+
+    The contents of containers and of plain objects are looked at, tensors alone are not: those are state.
+    """
+    found: dict[tuple[str, str], tuple[Any, ...]] = {}
+    for path, one in module.named_modules():
+        if isinstance(one, torch.jit.ScriptModule):
+            continue
+        for name, value in one.__dict__.items():
+            torchs = name.startswith("_") and type(one).__module__.startswith("torch.nn.")
+            if torchs or name in _MACHINERY or name in _LIGHTNINGS or isinstance(value, torch.nn.Module):
+                continue
+            leaves = _leaves(value, 3)
+            if not leaves or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
+                found[path, name] = tuple(map(_told_apart, leaves))
+    return found
+
+
+def _leaves(value: Any, depth: int) -> list[Any]:
+    leaves = pytree.tree_leaves(value)[:_MOST_LEAVES]
+    if depth == 0:
+        return leaves
+    found: list[Any] = []
+    for leaf in leaves:
+        # Objects of the user's: meters, configurations.
+        plain = hasattr(leaf, "__dict__") and not callable(leaf) and not isinstance(leaf, _WHOLE)
+        found += _leaves(dict(vars(leaf)), depth - 1) if plain else [leaf]
+    return found
+
+
+def _told_apart(leaf: Any) -> Any:
+    if leaf is None or isinstance(leaf, bool | int | float | complex | str | bytes):
+        return type(leaf), repr(leaf)
+    if isinstance(leaf, _SYMBOLIC):
+        return OF_THE_STEP
+    return id(leaf)
 
 
 @contextlib.contextmanager

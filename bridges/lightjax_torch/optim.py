@@ -15,6 +15,7 @@ import torch
 from lightjax.errors import ConfigurationError
 from lightjax_torch.arrays import jax_dtype, to_jax, to_torch, torch_dtype
 from lightjax_torch.capture import capture
+from lightjax_torch.counters import Counters
 from lightjax_torch.errors import CaptureError
 from lightjax_torch.program import Program
 
@@ -38,12 +39,14 @@ class CapturedState(NamedTuple):
       tensors: what the torch optimizer keeps, by parameter and by its own names.
       rates: float [steps, groups], learning rates of the next steps; the last row holds on.
       first: int32 scalar, the update that row 0 of `rates` is of.
+      momenta: float [steps, groups], momenta (Adam's first beta) of the next steps; [steps, 0] unless they change.
     """
 
     updates: jax.Array
     tensors: dict[str, dict[str, jax.Array]]
     rates: jax.Array
     first: jax.Array
+    momenta: jax.Array
 
     @property
     def hyperparams(self) -> dict[str, jax.Array]:
@@ -60,6 +63,7 @@ class CapturedOptimizer:
       names: the name of every parameter of the module, by identity.
       with_gradient: the parameters that get a gradient; torch leaves others as they are, weight decay included.
       rows: of how many steps the state holds learning rates.
+      cycles: whether a scheduler changes the momentum.
 
     Raises:
       ConfigurationError: the optimizer holds a tensor that is no parameter of the module.
@@ -72,8 +76,10 @@ class CapturedOptimizer:
         names: Mapping[int, str],
         with_gradient: Sequence[str],
         rows: int = 1,
+        cycles: bool = False,
     ) -> None:
         self.optimizer = optimizer
+        self.cycles = cycles
         self.rows = rows
         groups = [[self._name(names, tensor) for tensor in group["params"]] for group in optimizer.param_groups]
         self.groups = [[name for name in group if name in with_gradient] for group in groups]
@@ -106,6 +112,8 @@ class CapturedOptimizer:
         row = min(max(int(state.updates - state.first), 0), state.rates.shape[0] - 1)
         for group, rate in zip(self.optimizer.param_groups, to_torch(state.rates)[row].tolist(), strict=True):
             group["lr"] = rate
+        for group, momentum in zip(self.optimizer.param_groups, to_torch(state.momenta)[row].tolist(), strict=False):
+            group.update(with_momentum(group, momentum))
         return self.optimizer
 
     def _init(self, params: Any) -> CapturedState:
@@ -118,7 +126,9 @@ class CapturedOptimizer:
             for name, of_parameter in shapes.items()
         }
         rates = jnp.asarray([self.rates] * self.rows, self._rate_dtype(params))
-        return CapturedState(jnp.zeros((), jnp.int32), tensors, rates, jnp.zeros((), jnp.int32))
+        momenta = [momentum_of(group) for group in self.optimizer.param_groups] if self.cycles else []
+        momenta = jnp.asarray([momenta] * self.rows, rates.dtype)
+        return CapturedState(jnp.zeros((), jnp.int32), tensors, rates, jnp.zeros((), jnp.int32), momenta)
 
     def _update(self, updates: Any, state: Any, params: Any = None) -> tuple[Any, CapturedState]:
         first, usual, _, _ = self._captured(params)
@@ -127,6 +137,7 @@ class CapturedOptimizer:
             {name: params[name] for name in self.names},
             {name: _conjugate(updates[name]) for name in self.names},
             state.rates[row],
+            state.momenta[row],
             state.tensors,
         )
         if first is None:
@@ -157,7 +168,7 @@ class CapturedOptimizer:
                         f"step ({_statics(outputs)} became {_statics(again)}), which a compiled step cannot; keep "
                         "tensors there, or pass an optax transformation, optimizer=optax...."
                     )
-                if isinstance(self.optimizer, _BEGIN_AT_ZERO) or _undamped(self.optimizer):
+                if begins_at_zero(self.optimizer):
                     first = None
             shapes = {
                 name: {
@@ -178,8 +189,8 @@ class CapturedOptimizer:
         """Captures one step from a state; returns it as a JAX function, and the state it leaves (without values)."""
         found: dict[str, Any] = {}
 
-        def step(tensors: Any, grads: Any, rates: Any, kept: Any) -> Any:
-            optimizer = self._copy(tensors, grads, rates, _merged(state, kept))
+        def step(tensors: Any, grads: Any, rates: Any, momenta: Any, kept: Any) -> Any:
+            optimizer = self._copy(tensors, grads, rates, momenta, _merged(state, kept))
             type(optimizer).step(optimizer)
             found["state"] = {name: dict(optimizer.state[tensors[name]]) for name in self.names}
             left = {name: _only_tensors(held) for name, held in found["state"].items()}
@@ -189,12 +200,13 @@ class CapturedOptimizer:
         rates = torch.empty(len(self.groups), dtype=torch_dtype(self._rate_dtype(params)), device="meta")
         kept = {name: _only_tensors(held) for name, held in state.items()}
         with torch.no_grad():
-            graph = capture(step, like, dict(like), rates, kept)
+            momenta = torch.empty_like(rates) if self.cycles else rates.new_empty(0)
+            graph = capture(step, like, dict(like), rates, momenta, kept)
         _without_cancellation(graph.module.graph)
         program = Program(graph)
 
-        def run(params: Any, grads: Any, rates: Any, tensors: Any) -> Any:
-            leaves = [*(params[name] for name in self.names), *(grads[name] for name in self.names), rates]
+        def run(params: Any, grads: Any, rates: Any, momenta: Any, tensors: Any) -> Any:
+            leaves = [*(params[name] for name in self.names), *(grads[name] for name in self.names), rates, momenta]
             leaves += [tensors[name][key] for name, held in kept.items() for key in held]
             return graph.nest(program(leaves))
 
@@ -209,7 +221,7 @@ class CapturedOptimizer:
         }
         return run, left
 
-    def _copy(self, tensors: Any, grads: Any, rates: Any, state: Any) -> torch.optim.Optimizer:
+    def _copy(self, tensors: Any, grads: Any, rates: Any, momenta: Any, state: Any) -> torch.optim.Optimizer:
         """Returns the optimizer over other tensors, with tensors for its learning rates."""
         optimizer = copy.copy(self.optimizer)
         # Schedulers count steps through an attribute of the instance, which would call the original.
@@ -221,6 +233,10 @@ class CapturedOptimizer:
                 changed["capturable"] = True
             if "fused" in group:
                 changed["fused"] = None
+            if self.cycles:
+                # Optimizers ask whether it is 0: schedulers never give that.
+                given = Counters({"momentum": momenta[number]})
+                changed |= with_momentum(changed, given.number("momentum"))
             optimizer.param_groups.append(changed)
         optimizer.state = collections.defaultdict(dict)
         for name in self.names:
@@ -248,10 +264,23 @@ def _without_cancellation(graph: torch.fx.Graph) -> None:
     aten = torch.ops.aten
     for node in graph.nodes:
         power = node.args[0] if node.target is aten.rsub.Scalar and node.args[1:] == (1,) else None
+        if isinstance(power, torch.fx.Node) and power.target is aten.pow.Tensor_Tensor:
+            # Only a cycled beta is a tensor, between 0 and 1.
+            node.target, node.args = torch.ops.lightjax.one_minus_power.Tensor, tuple(power.args)
         if isinstance(power, torch.fx.Node) and power.target is aten.pow.Scalar:
             base = power.args[0]
             if isinstance(base, float) and 0 < base < 1:
                 node.target, node.args = torch.ops.lightjax.one_minus_power.default, (base, power.args[1])
+
+
+def momentum_of(group: Mapping[str, Any]) -> float:
+    """Returns the momentum of a group, Adam's first beta."""
+    return float(group["betas"][0] if "betas" in group else group["momentum"])
+
+
+def with_momentum(group: Mapping[str, Any], momentum: Any) -> dict[str, Any]:
+    """Returns what another momentum changes in a group."""
+    return {"betas": (momentum, *group["betas"][1:])} if "betas" in group else {"momentum": momentum}
 
 
 def _merged(state: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -268,6 +297,11 @@ def _statics(state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]
         for name, held in state.items()
     }
     return {name: held for name, held in found.items() if held}
+
+
+def begins_at_zero(optimizer: torch.optim.Optimizer) -> bool:
+    """Says whether an optimizer's first step is its usual step from a state of zeros."""
+    return isinstance(optimizer, _BEGIN_AT_ZERO) or _undamped(optimizer)
 
 
 def _undamped(optimizer: torch.optim.Optimizer) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,12 +15,17 @@ import torch
 import lightjax as lj
 from lightjax.errors import ConfigurationError
 from lightjax_torch.arrays import jax_dtype, to_jax, to_torch
-from lightjax_torch.captured_step import CARRIES, CapturedStep, Stage, call_step
-from lightjax_torch.errors import WAY_OUT
+from lightjax_torch.captured_step import CARRIES, CapturedStep, abstract, counted
+from lightjax_torch.errors import WAY_OUT, CaptureError
+from lightjax_torch.hooks import overridden
+from lightjax_torch.host_hooks import HostHooks, prepare, reading
+from lightjax_torch.lightning_checkpoint import read_checkpoint
 from lightjax_torch.manual import ManualOptimization
-from lightjax_torch.module_state import ModuleState
+from lightjax_torch.module_state import ModuleState, names_in_code
 from lightjax_torch.optim import CapturedOptimizer, CapturedState
+from lightjax_torch.parts import METHODS, Part, Stage, after_step, call_step, evaluation, training, with_gradients
 from lightjax_torch.schedule import Schedules, configured
+from lightjax_torch.trainer_values import NoTrainerError, TrainerValues
 from lightjax_torch.verification import Verifying, verify
 
 
@@ -71,7 +78,9 @@ class PortedTask:
     Attributes:
       module: the module, as it was given; `to_torch` changes its weights.
       testing: the task that `trainer.test` evaluates: with `test_step` as its eval step.
-      schedules: what steps the learning-rate schedulers on the host; None without any. The trainer calls its hooks.
+      schedules: what steps the learning-rate schedulers on the host. The trainer calls its hooks.
+      tensors: the module's tensors by name.
+      values: what the module reads of the trainer that runs it.
     """
 
     def __init__(
@@ -84,33 +93,55 @@ class PortedTask:
                 f"{type(module).__name__} has no training_step(batch, batch_idx), which returns the loss; define it, "
                 "or use lightjax_torch.jax_function(module, example) in a task of your own."
             )
-        self._tensors = ModuleState(module)
-        everything = self._tensors.parameters
+        prepare(module)
+        self.tensors = ModuleState(module)
+        everything = self.tensors.parameters
         self._trained = [name for name, p in everything.items() if p.requires_grad]
         self._kept = [name for name in everything if name not in self._trained]
-        self._kept += [*self._tensors.buffers, *self._tensors.attributes]
-        self._given = optimizer
+        self._kept += [*self.tensors.buffers, *self.tensors.attributes]
+        self.values = TrainerValues()
+        of_gradients = any(overridden(module, name) for name in ("on_after_backward", "on_before_optimizer_step"))
+        self._training = training(lambda module, batch, batch_idx: call_step(module, "train", batch, batch_idx))
+        self._with_gradients = with_gradients() if of_gradients else None
+        self._after = after_step() if overridden(module, "on_train_batch_end") else None
         self._manual: ManualOptimization | None = None
         if getattr(module, "automatic_optimization", True) is False:
-            self._manual = ManualOptimization(module, self._tensors, lambda batch: call_step(module, "train", batch))
-        automatic = optimizer is None and self._manual is None
-        self._torch_optimizer, schedulers = configured(module) if automatic else (None, [])
-        self.schedules = None
-        if self._torch_optimizer is not None and schedulers:
-            self.schedules = Schedules(self._torch_optimizer, schedulers)
-        self._steps: dict[Any, CapturedStep] = {}
-        self._captured_optimizer: CapturedOptimizer | None = None
+            self._manual = ManualOptimization(module, self.tensors, self.values)
+        self.schedules = Schedules()
+        self._optimizer_given = optimizer is not None
         self._transformation: optax.GradientTransformation | None = optimizer
+        self._torch_optimizer: torch.optim.Optimizer | None = None
+        self._captured_optimizer: CapturedOptimizer | None = None
+        self._read: dict[str, Any] | None = None
+        with contextlib.suppress(NoTrainerError):  # `init` does it, when a trainer runs the task
+            self._configure()
+        self._steps: dict[Any, CapturedStep] = {}
+        self._hooks = HostHooks(self)
         if not hasattr(module, "validation_step"):
             self.eval_step = None  # pyright: ignore[reportAttributeAccessIssue]
-        test_step = self._test_step if hasattr(module, "test_step") else None
-        self.testing = lj.Task(self.init, self.train_step, test_step, self.predict_step)
+        self.testing = _Testing(self)
+
+    def attach(self, trainer: lj.Trainer) -> None:
+        """Lets the module read numbers of this trainer; the trainer calls it."""
+        self.values.attach(trainer)
+
+    def _configure(self) -> None:
+        """Calls `configure_optimizers`, and again where what it read of the trainer has changed."""
+        if self._manual is not None or self._optimizer_given:
+            return
+        if self._read is None or not self.values.still(self._read):
+            with reading(self.module, self.values) as read:
+                self._torch_optimizer, schedulers = configured(self.module)
+            self._read = read
+            self._transformation = self._captured_optimizer = None
+            if self._torch_optimizer is not None:
+                self.schedules.take(self._torch_optimizer, schedulers)
 
     def init(self, key: jax.Array, batch: Any) -> lj.TrainState:
         """Returns the state of step 0, with the module's weights."""
         if self._verifying is not None:
             jax.debug.callback(self._verifying.take, batch)
-        known = self._tensors.parameters | self._tensors.buffers | self._tensors.attributes
+        known = self.tensors.parameters | self.tensors.buffers | self.tensors.attributes
         on_meta = [name for name, tensor in known.items() if tensor.device.type == "meta"]
         if on_meta:
             raise ConfigurationError(
@@ -121,67 +152,115 @@ class PortedTask:
         model_state = to_jax({name: known[name] for name in self._kept})
         if self._manual is not None:
             return self._manual.init(params, model_state, batch, key)
-        step = self._captured("train", params, model_state, batch)
+        self._configure()
+        step = self._captured(self._training, params, model_state, batch)
+        used = set(step.used)
+        for part in (self._with_gradients, self._after):
+            if part is not None:
+                used |= self._captured(part, params, model_state, batch, has_gradients=part is not self._after).used
+        if names_in_code(self.module, "current_epoch"):
+            used.add("current_epoch")
         model_state |= {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in step.carried.items()}
         if step.carried:
             model_state[CARRIES] = jnp.zeros((), bool)
+        model_state |= {f"counter:{name}": jnp.zeros((), jnp.int32) for name in sorted(used - {"global_step"})}
         return lj.TrainState.create(params=params, optimizer=self._optax(step), key=key, model_state=model_state)
 
     def train_step(self, state: lj.TrainState, batch: Any) -> tuple[lj.TrainState, dict[str, Any]]:
-        """Takes one step: `training_step`, its gradient, the optimizer."""
+        """Takes one step: `training_step`, its gradient, the optimizer, and the module's hooks around them."""
         if self._manual is not None:
             return self._manual.train_step(state, batch)
         grads, (metrics, model_state) = lj.grad(self._loss)(state, batch)
-        return state.apply_gradients(grads, model_state=model_state), metrics
+        if self._with_gradients is not None:
+            self._check_microbatches(
+                state, {"on_after_backward"} if overridden(self.module, "on_after_backward") else set()
+            )
+            step = self._captured(self._with_gradients, state.params, model_state, batch, has_gradients=True)
+            whole = state.replace(model_state=model_state)
+            _, more, model_state, _, grads = step(whole, batch, {name: grads[name] for name in state.params})
+            metrics |= more
+        state = state.apply_gradients(grads, model_state=model_state)
+        if self._after is not None:
+            step = self._captured(self._after, state.params, state.model_state, batch)
+            self._check_microbatches(state, step.used & {"batch_idx"})
+            _, more, model_state, params, _ = step(state, batch)
+            state, metrics = state.replace(params=params, model_state=model_state), metrics | more
+        if "counter:batch_idx" in state.model_state:
+            place = state.model_state["counter:batch_idx"]
+            state = state.replace(model_state={**state.model_state, "counter:batch_idx": place + 1})
+        return state, metrics
 
     def eval_step(self, state: lj.TrainState, batch: Any) -> dict[str, Any]:  # pyright: ignore[reportRedeclaration]
         """Runs `validation_step`."""
-        return self._evaluate("val", state, batch)[1]
-
-    def _test_step(self, state: lj.TrainState, batch: Any) -> dict[str, Any]:
-        return self._evaluate("test", state, batch)[1]
+        return self.evaluate("val", state, batch)[1]
 
     def predict_step(self, state: lj.TrainState, batch: Any) -> Any:
         """Runs `predict_step`, or the module itself."""
-        return self._evaluate("predict", state, batch)[0]
+        return self.evaluate("predict", state, batch)[0]
 
     def _loss(self, state: lj.TrainState, batch: Any) -> tuple[jax.Array, tuple[dict[str, Any], dict[str, Any]]]:
-        step = self._captured("train", state.params, self._without_carried(state.model_state), batch)
-        loss, metrics, model_state = step(state, batch)
+        step = self._captured(self._training, state.params, state.model_state, batch)
+        self._check_microbatches(state, step.used & {"batch_idx"})
+        loss, metrics, model_state, _, _ = step(state, batch)
         if "loss" not in metrics:
             metrics = {"loss": loss, **metrics}
         return loss, (metrics, model_state)
 
-    def _evaluate(self, stage: Stage, state: lj.TrainState, batch: Any) -> tuple[Any, dict[str, Any]]:
-        step = self._captured(stage, state.params, self._without_carried(state.model_state), batch)
-        outputs, metrics, _ = step(state, batch)
+    def _check_microbatches(self, state: lj.TrainState, what: set[str]) -> None:
+        if what and (state.policy.microbatches > 1 or state.policy.microbatch_size):
+            raise ConfigurationError(
+                f"{type(self.module).__name__} uses {', '.join(what)}, and a step of several batches has none of its "
+                f"own: leave microbatches and accumulate_grad_batches away, or {WAY_OUT}."
+            )
+
+    def evaluate(self, stage: Stage, state: lj.TrainState, batch: Any) -> tuple[Any, dict[str, Any]]:
+        """Runs the step of an evaluation or prediction; returns outputs and metrics."""
+        step = self._captured(evaluation(stage), state.params, state.model_state, batch)
+        if "current_epoch" in step.used and "counter:current_epoch" not in state.model_state:
+            raise CaptureError(
+                f"{METHODS[stage]} uses the number of the epoch, which this state does not keep; {WAY_OUT}."
+            )
+        outputs, metrics, *_ = step(state, batch)
         return outputs, metrics
 
     def _without_carried(self, model_state: Mapping[str, Any]) -> dict[str, Any]:
         return {name: model_state[name] for name in self._kept}
 
-    def _captured(self, stage: Stage, params: Any, model_state: Any, batch: Any) -> CapturedStep:
+    def _captured(
+        self, part: Part, params: Any, model_state: Any, batch: Any, *, has_gradients: bool = False
+    ) -> CapturedStep:
+        model_state = self._without_carried(model_state)
         leaves, structure = jax.tree.flatten((params, model_state, batch))
-        signature = (stage, structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
-        if signature not in self._steps:
-            self._steps[signature] = CapturedStep(self.module, self._tensors, stage, params, model_state, batch)
-        return self._steps[signature]
+        signature = (part.name, structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
+        found = self._steps.get(signature)
+        if found is None or not self.values.still(found.read):
+            shapes: Any = jax.tree.map(abstract, (params, model_state, batch))
+            given = (self.module, self.tensors, part, self.values)
+            found = self._steps[signature] = CapturedStep(*given, *shapes, has_gradients=has_gradients)
+        return found
+
+    def captured_again_is_the_same(self) -> bool:
+        """Says whether the steps would be captured again as they were; what hooks change in Python may matter."""
+        return all(step.again_is_the_same() for step in self._steps.values())
 
     def _optax(self, step: CapturedStep) -> optax.GradientTransformation:
         if self._transformation is None:
             if self._torch_optimizer is None:
                 self._transformation = optax.set_to_zero()
             else:
-                names = {id(tensor): name for name, tensor in self._tensors.parameters.items()}
-                rows = 1 if self.schedules is None else self.schedules.rows
-                self._captured_optimizer = CapturedOptimizer(self._torch_optimizer, names, step.with_gradient, rows)
+                names = {id(tensor): name for name, tensor in self.tensors.parameters.items()}
+                of_schedules = (self.schedules.rows, self.schedules.cycles)
+                self._captured_optimizer = CapturedOptimizer(
+                    self._torch_optimizer, names, step.with_gradient, *of_schedules
+                )
                 self._transformation = self._captured_optimizer.transformation()
         return self._transformation
 
     @property
     def callbacks(self) -> list[lj.Callback]:
         """What the trainer calls beside its own callbacks."""
-        return [one for one in (self._verifying, self.schedules) if one is not None]
+        verifying = [] if self._verifying is None else [self._verifying]
+        return [self._hooks, *verifying, self.schedules]
 
     def verify(self, state: lj.TrainState, batch: Any, *, tolerance: float | None = None) -> int:
         """Runs `training_step` on a batch in torch and in JAX, operation by operation, backward pass included.
@@ -200,17 +279,34 @@ class PortedTask:
         """
         if self._manual is not None:
             raise ConfigurationError(f"A step that optimizes manually cannot be verified yet; {WAY_OUT}.")
+        numbers = counted(state)
+        capture = self._captured(self._training, state.params, state.model_state, batch).first.chosen(numbers)
         model_state = self._without_carried(state.model_state)
-        capture = self._captured("train", state.params, model_state, batch).first
-        differentiated, others = capture.inputs(state.params, model_state, batch, state.step)
+        differentiated, others = capture.inputs(state.params, model_state, batch, numbers)
         if tolerance is None:
             tolerance = 1e-9 if jax_dtype(torch.float64) == jnp.float64 else 1e-4
         return verify(capture.program, [*differentiated, *others], state.key_for("torch"), tolerance)
 
+    def arrays(self, state: lj.TrainState) -> dict[str, Any]:
+        """Returns parameters, buffers and tensors on attributes by name."""
+        return {**state.params, **self._without_carried(state.model_state)}
+
+    def tensors_of(self, arrays: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Returns them as torch's."""
+        return to_torch(dict(arrays))
+
+    def with_arrays(self, state: lj.TrainState, arrays: Mapping[str, Any]) -> lj.TrainState:
+        """Returns a state with some of them changed."""
+        changed = {
+            field: {**held, **{name: value for name, value in arrays.items() if name in held}}
+            for field, held in (("params", state.params), ("model_state", state.model_state))
+        }
+        return state.replace(**changed)
+
     def state_dict(self, state: lj.TrainState) -> dict[str, torch.Tensor]:
         """Returns the weights of a state as the module's `state_dict`: copies, on the CPU, in the module's dtypes."""
         found = to_torch({**state.params, **self._without_carried(state.model_state)})
-        by_identity = {id(tensor): name for name, tensor in (self._tensors.parameters | self._tensors.buffers).items()}
+        by_identity = {id(tensor): name for name, tensor in (self.tensors.parameters | self.tensors.buffers).items()}
         own = self.module.state_dict(keep_vars=True)
         return {
             name: found[by_identity[id(tensor)]].to(tensor.dtype)
@@ -223,7 +319,7 @@ class PortedTask:
         self.module.load_state_dict(self.state_dict(state), strict=True)
         found = to_torch(self._without_carried(state.model_state))
         with torch.no_grad():
-            for name, tensor in (self._tensors.buffers | self._tensors.attributes).items():
+            for name, tensor in (self.tensors.buffers | self.tensors.attributes).items():
                 if tensor.device.type != "meta":  # those that no state_dict has
                     tensor.copy_(found[name])
         return self.module
@@ -242,6 +338,16 @@ class PortedTask:
                 "module was trained with another, or has not been trained."
             )
         return self._captured_optimizer.to_torch(state.opt_state, state.params)
+
+    def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Puts the weights of a Lightning `.ckpt` into the module, for states that `init` makes from now on.
+
+        Runs no code that is in the file.
+
+        Raises:
+          CheckpointError: it cannot be read without a pickle.
+        """
+        self.module.load_state_dict(read_checkpoint(path)["state_dict"], strict=True)
 
     def load_state_dict(self, state: lj.TrainState, weights: Mapping[str, torch.Tensor]) -> lj.TrainState:
         """Returns a state with other weights, named as in the module's `state_dict`; all have to be there.
@@ -267,3 +373,13 @@ class PortedTask:
             }
 
         return state.replace(params=taken(state.params), model_state=taken(state.model_state))
+
+
+class _Testing:
+    """The task that a test evaluates: with `test_step` as its eval step."""
+
+    def __init__(self, task: PortedTask) -> None:
+        self.init, self.train_step, self.predict_step = task.init, task.train_step, task.predict_step
+        self.callbacks, self.attach = task.callbacks, task.attach
+        has = hasattr(task.module, "test_step")
+        self.eval_step = (lambda state, batch: task.evaluate("test", state, batch)[1]) if has else None

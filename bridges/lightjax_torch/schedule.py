@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 import lightjax as lj
 from lightjax.errors import ConfigurationError
 from lightjax_torch.errors import WAY_OUT
-from lightjax_torch.optim import CapturedState
+from lightjax_torch.optim import CapturedState, momentum_of
 
 if TYPE_CHECKING:
     from lightjax.run import Run
@@ -96,22 +96,33 @@ class Schedules(lj.Callback):
 
     It stops the loop every `STEPS_AHEAD` steps where a scheduler steps with the optimizer, and else only at the ends of
     epochs. What is kept in a checkpoint is what happened: steps, epochs and metrics, which are gone through again.
-
-    Args:
-      optimizer: the one the schedulers change; its parameters are never touched.
-      schedulers: of the optimizer.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, schedulers: Sequence[Scheduled]) -> None:
+    every_n_steps = None
+    cycles = False
+
+    def __init__(self) -> None:
+        self.schedulers: list[Scheduled] = []
+        self.events: list[list[Any]] = []
+        self._step, self._resumed = 0, False
+
+    def take(self, optimizer: torch.optim.Optimizer, schedulers: Sequence[Scheduled]) -> None:
+        """Takes what `configure_optimizers` returned.
+
+        Args:
+          optimizer: the one the schedulers change; its parameters are never touched.
+          schedulers: of the optimizer.
+        """
         self.optimizer, self.schedulers = optimizer, list(schedulers)
         by_step = any(one.interval == "step" for one in self.schedulers)
         self.every_n_steps = STEPS_AHEAD if by_step else None
         # Torch warns of schedulers that step before their optimizer; this one steps on the devices.
         optimizer._opt_called = True  # pyright: ignore[reportAttributeAccessIssue]
+        # OneCycleLR and CyclicLR; what else schedulers change is refused when it changes.
+        self.cycles = any(getattr(one, "cycle_momentum", False) for one in self._all())
         self._begin = self._snapshot()
         self._others = self._other_numbers()
-        self.events: list[list[Any]] = []
-        self._step = 0
+        self.events, self._step, self._resumed = [], 0, False
 
     @property
     def rows(self) -> int:
@@ -120,9 +131,12 @@ class Schedules(lj.Callback):
 
     def on_fit_start(self, run: Run) -> None:
         """Begins anew, or goes on where a resumed run was."""
-        if not self.events:
+        if not self.schedulers:
+            return
+        if not self._resumed:
             self._restore(self._begin)
-            self._step = run.step
+            self.events, self._step = [], run.step
+        self._resumed = False
         self._fill(run)
 
     def on_train_batch_end(self, run: Run) -> None:
@@ -131,13 +145,15 @@ class Schedules(lj.Callback):
 
     def on_train_epoch_end(self, run: Run) -> None:
         """Steps the schedulers of epochs, those that look at a metric included."""
+        if not self.schedulers:
+            return
         self._commit(run.step)
         for number, one in enumerate(self.schedulers):
             if one.interval == "epoch" and (run.epoch + 1) % one.frequency == 0:
                 if not isinstance(one.scheduler, ReduceLROnPlateau):
                     self._happened(["epoch", number])
-                elif one.monitor is not None and one.monitor in run.metrics:
-                    self._happened(["metric", number, float(run.metrics[one.monitor])])
+                elif one.monitor is not None and (value := metric_of(run.metrics, one.monitor)) is not None:
+                    self._happened(["metric", number, float(value)])
                 elif one.strict:
                     raise ConfigurationError(
                         f"ReduceLROnPlateau looks at {one.monitor!r}, which was not reported; there are: "
@@ -147,33 +163,40 @@ class Schedules(lj.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what happened so far."""
-        return {"events": self.events, "step": self._step}
+        return {} if not self.schedulers else {"events": self.events, "step": self._step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes through it again."""
+        if not state:
+            return
         self._restore(self._begin)
         self.events = []
         for event in state["events"]:
             self._happened(list(event))
-        self._step = state["step"]
+        self._step, self._resumed = state["step"], True
 
     def _fill(self, run: Run) -> None:
         self._commit(run.step)
-        before, rates = self._snapshot(), []
+        before, rates, momenta = self._snapshot(), [], []
         for _ in range(self.rows):
             rates.append([float(group["lr"]) for group in self.optimizer.param_groups])
+            momenta.append([momentum_of(group) for group in self.optimizer.param_groups] if self.cycles else [])
             try:
                 self._happen(["steps", 1], self._step + len(rates))
             except ValueError:
                 # OneCycleLR ends here: the run may, too. If it goes on, the scheduler raises when these steps are done.
                 rates += [rates[-1]] * (self.rows - len(rates))
+                momenta += [momenta[-1]] * (self.rows - len(momenta))
                 break
+        if any(momentum == 0 for row in momenta for momentum in row):
+            raise ConfigurationError("A scheduler cycles the momentum to 0; give it a base_momentum above.")
         self._restore(before)
 
         def filled(node: Any) -> Any:
             if not isinstance(node, CapturedState):
                 return node
-            return node._replace(rates=jnp.asarray(rates, node.rates.dtype), first=jnp.copy(node.updates))
+            numbers = {"rates": jnp.asarray(rates, node.rates.dtype), "momenta": jnp.asarray(momenta, node.rates.dtype)}
+            return node._replace(**numbers, first=jnp.copy(node.updates))
 
         is_leaf = lambda node: isinstance(node, CapturedState)  # noqa: E731
         opt_state = jax.tree.map(filled, run.state.opt_state, is_leaf=is_leaf)
@@ -207,12 +230,12 @@ class Schedules(lj.Callback):
         if self._other_numbers() != self._others:
             raise ConfigurationError(
                 f"A scheduler changes more than the learning rate ({self._others} became {self._other_numbers()}), and "
-                "a ported step reads only learning rates; give OneCycleLR and CyclicLR cycle_momentum=False, or "
-                f"{WAY_OUT}."
+                f"a ported step reads only learning rates and momenta; {WAY_OUT}."
             )
 
     def _other_numbers(self) -> list[dict[str, Any]]:
-        left_out = ("params", "lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
+        left_out = ["params", "lr", "initial_lr", "max_lr", "min_lr", "swa_lr"]
+        left_out += ["momentum", "betas", "max_momentum", "base_momentum"] if self.cycles else []
         return [
             {name: value for name, value in group.items() if name not in left_out}
             for group in self.optimizer.param_groups
@@ -239,6 +262,14 @@ class Schedules(lj.Callback):
                 found += [
                     v for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, LRScheduler)
                 ]
+
+
+def metric_of(metrics: Mapping[str, Any], name: str) -> Any:
+    """Finds a metric by the name that the module logged it under; None where there is none."""
+    for known in (name, f"val/{name}", f"train/{name}_epoch", f"train/{name}"):
+        if known in metrics:
+            return metrics[known]
+    return None
 
 
 def _copied(value: Any) -> Any:

@@ -7,11 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 import torch
 
 import lightjax as lj
+from lightjax_torch.counters import Counters, Number
 from lightjax_torch.errors import WAY_OUT, CaptureError
 from lightjax_torch.source_lines import current_line
+from lightjax_torch.trainer_values import TrainerValues
 
 _REDUCTIONS = {
     "mean": "mean", "avg": "mean", "sum": "sum", "max": "max", "min": "min",
@@ -38,34 +41,62 @@ class LoggedAs:
             return value if self.batch_size is None else lj.Mean(value, weights=self.batch_size)
         return {"sum": lj.Sum, "max": lj.Max, "min": lj.Min}[self.reduction](value)
 
+    def metric_or_none(self, value: Any, dtype: Any, examples: int) -> Any:
+        """Makes the metric of a value that only some steps log: `value` None for one that does not."""
+        if self.reduction == "mean":
+            weight = 0 if value is None else examples if self.batch_size is None else self.batch_size
+            return lj.Mean(jnp.asarray(0 if value is None else value, dtype), weights=jnp.asarray(weight, dtype))
+        nothing = {"sum": 0, "max": -jnp.inf, "min": jnp.inf}[self.reduction]
+        return self.metric(jnp.asarray(nothing if value is None else value, dtype))
+
 
 class StepView:
     """Stands in for the trainer while a step is captured, and gathers what it logs.
 
     Args:
-      global_step: 0-dimensional whole tensor, the optimizer steps done.
+      counters: the numbers of batch, epoch and step.
+      values: what stays the same for a training.
       training: whether a train step is captured.
+
+    Attributes:
+      read: what was read of the trainer.
     """
 
-    def __init__(self, global_step: torch.Tensor, *, training: bool) -> None:
+    def __init__(self, counters: Counters, values: TrainerValues, *, training: bool) -> None:
         self.logged: dict[str, torch.Tensor] = {}
         self.logged_as: dict[str, LoggedAs] = {}
-        self.global_step = global_step
+        self.read: dict[str, Any] = {}
         self.training = training
         self.sanity_checking = False
-        self.global_rank = self.local_rank = 0
-        self.world_size = 1
+        self.global_rank = self.local_rank = self.node_rank = 0
+        self.world_size = self.num_devices = self.num_nodes = 1
         self.is_global_zero = True
-        self.logger = None
+        self.logger = _NoLogger()
         self.loggers: list[Any] = []
+        self._counters, self._values = counters, values
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise CaptureError(
-            f"{current_line()}: the step reads trainer.{name}, which is Python outside of the compiled step: it would "
-            f"be read once, while the step is captured, and never again. Read it in a callback, or {WAY_OUT}."
-        )
+        found = self.read[name] = self._values.read(name)
+        return found
+
+    @property
+    def current_epoch(self) -> Number:
+        """The number of the epoch."""
+        return self._counters.number("current_epoch")
+
+    @property
+    def global_step(self) -> Number:
+        """The number of the step."""
+        return self._counters.number("global_step")
+
+    @property
+    def is_last_batch(self) -> Any:
+        """Whether this is the last batch of the epoch."""
+        if not self.training:
+            raise CaptureError(f"{current_line()}: an evaluation step reads is_last_batch; {WAY_OUT}.")
+        return self._counters.number("batch_idx") + 1 == self.num_training_batches
 
     def log(
         self,
@@ -80,6 +111,8 @@ class StepView:
         **_: Any,
     ) -> None:
         """Takes a value of the module's `self.log`."""
+        if isinstance(value, Number):
+            value = value.tensor()
         if not isinstance(value, torch.Tensor | int | float) or (
             isinstance(value, torch.Tensor) and value.numel() != 1
         ):
@@ -113,20 +146,9 @@ class StepView:
             "_trainer": self,
             "manual_backward": self._no_manual_optimization,
         }
-        if not isinstance(getattr(type(module), "trainer", None), property):
-            own["trainer"] = self
-        for name, value in {"global_step": self.global_step, "current_epoch": Unknown("current_epoch")}.items():
-            if not isinstance(getattr(type(module), name, None), property):
-                own[name] = value
-        module.__dict__.update(own)
-        yield
-        for name in own:
-            module.__dict__.pop(name, None)
-
-    @property
-    def current_epoch(self) -> Any:
-        """Is not known inside of a step."""
-        return Unknown("current_epoch")
+        own |= {"trainer": self, "global_step": self.global_step, "current_epoch": self.current_epoch}
+        with attached_to(module, own):
+            yield
 
     def _no_manual_optimization(self, *_: Any, **__: Any) -> None:
         raise CaptureError(
@@ -135,25 +157,57 @@ class StepView:
         )
 
 
+@contextlib.contextmanager
+def attached_to(module: torch.nn.Module, lent: Mapping[str, Any]) -> Iterator[None]:
+    """Lends a module, and the LightningModules in it, attributes; properties of its class stay what they are."""
+    parts = [one for one in module.modules() if one is module or hasattr(type(one), "manual_backward")]
+    before = []
+    for one in parts:
+        own = {n: v for n, v in lent.items() if not isinstance(getattr(type(one), n, None), property)}
+        before.append((one, own, {name: one.__dict__[name] for name in own if name in one.__dict__}))
+        one.__dict__.update(own)
+    try:
+        yield
+    finally:
+        for one, own, theirs in before:
+            for name in own:
+                one.__dict__.pop(name, None)
+            one.__dict__.update(theirs)
+
+
 def _kind(value: Any) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
 
 
-class Unknown:
-    """A number that a compiled step does not get: any use of it is an error with the user's line."""
+class _NoLogger:
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise CaptureError(
+            f"{current_line()}: the step uses its logger (.{name}), which is Python outside of the compiled step. "
+            f"self.log what are numbers, write images and the like in a callback (run.logger), or {WAY_OUT}."
+        )
 
-    def __init__(self, name: str) -> None:
-        self.__dict__["name"] = name
+
+class Unknown:
+    """Something that a compiled step does not get: any use of it is an error with the user's line.
+
+    Args:
+      name: what the module calls it.
+      way_out: what to write instead.
+    """
+
+    def __init__(self, name: str, way_out: str) -> None:
+        self.__dict__.update(name=name, way_out=way_out)
 
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise CaptureError(
-            f"{current_line()}: the step uses {self.__dict__['name']}. A ported step is a function of its state and "
-            "its batch, compiled once, and sees neither the number of the batch nor of the epoch; count in a buffer "
-            f"(self.register_buffer), use self.global_step, a tensor, or {WAY_OUT}."
+            f"{current_line()}: {self.__dict__['name']} is used, which a compiled step does not get: "
+            f"{self.__dict__['way_out']}; or {WAY_OUT}."
         )
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
     __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __neg__ = __abs__ = _refuse
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __int__ = __float__ = __index__ = _refuse
-    __str__ = __format__ = __getattr__ = __getitem__ = __iter__ = __len__ = _refuse
+    __str__ = __format__ = __getattr__ = __getitem__ = __iter__ = __len__ = __contains__ = _refuse
     __hash__ = None  # pyright: ignore[reportAssignmentType]

@@ -121,12 +121,50 @@ def test_forms_that_are_not_ported_are_refused(configure, text):
         port_task(module)
 
 
-def test_cycling_the_momentum_is_refused():
-    cycle = {"scheduler": None, "interval": "step"}
-    make = lambda o: cycle | {"scheduler": lr_scheduler.OneCycleLR(o, 0.2, 12)}  # noqa: E731
-    task = port_task(with_scheduler(Regression(), make))
-    with pytest.raises(ConfigurationError, match="cycle_momentum=False"):
-        quiet(max_epochs=1).fit(task, sequences(BATCHES))
+@pytest.mark.parametrize("kind", ["SGD", "Adam"])
+def test_a_momentum_is_cycled(kind, double_precision, monkeypatch):
+    monkeypatch.setattr(schedule, "STEPS_AHEAD", 3)
+    torch.manual_seed(0)
+    module, batches = Regression(), sequences(5)
+    options = {"momentum": 0.9, "nesterov": True} if kind == "SGD" else {}
+    make = lambda module: getattr(torch.optim, kind)(module.parameters(), lr=0.01, **options)  # noqa: E731
+    reference = copy.deepcopy(module)
+    optimizer = make(reference)
+    scheduler = lr_scheduler.OneCycleLR(optimizer, 0.05, 6)
+    for batch in batches:
+        optimizer.zero_grad()
+        reference.training_step(batch, 0).backward()
+        optimizer.step()
+        scheduler.step()
+
+    def configure():
+        ours = make(module)
+        return [ours], [{"scheduler": lr_scheduler.OneCycleLR(ours, 0.05, 6), "interval": "step"}]
+
+    module.configure_optimizers = configure
+    task = port_task(module)
+    result = quiet(max_epochs=1).fit(task, batches)
+    assert_same_weights(task.to_torch(result.state), reference, 1e-9)
+
+
+class Odd(lr_scheduler.LRScheduler):
+    def get_lr(self):
+        for group in self.optimizer.param_groups:
+            group["weight_decay"] = 0.1
+        return self.base_lrs
+
+
+def test_a_scheduler_of_something_else_is_refused():
+    def configure():
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+        scheduler = Odd(optimizer)
+        optimizer.param_groups[0]["weight_decay"] = 0.0
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    module = Regression()
+    module.configure_optimizers = configure
+    with pytest.raises(ConfigurationError, match="changes more than the learning rate"):
+        quiet(max_epochs=1).fit(port_task(module), sequences(BATCHES))
 
 
 def test_every_form_of_configure_optimizers_is_read():

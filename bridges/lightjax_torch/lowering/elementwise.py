@@ -255,10 +255,10 @@ def zeta(s: Any, q: Any) -> jax.Array:
     return jnp.where(s == 1, jnp.inf, jnp.where(s < 1, jnp.nan, found))
 
 
-@lowers(torch.ops.lightjax.one_minus_power.default)
-def one_minus_power(base: float, exponent: jax.Array) -> jax.Array:
+@lowers(torch.ops.lightjax.one_minus_power.default, torch.ops.lightjax.one_minus_power.Tensor)
+def one_minus_power(base: Any, exponent: jax.Array) -> jax.Array:
     """`1 - base**exponent` without the cancellation: Adam's corrections, where float32 loses 3e-6 of a parameter."""
-    return -jnp.expm1(exponent * math.log(base))
+    return -jnp.expm1(exponent * (math.log(base) if isinstance(base, float) else jnp.log(base)))
 
 
 @lowers(aten.clamp.default, aten.clamp.Tensor, aten.clamp_min, aten.hardtanh.default)

@@ -1,0 +1,122 @@
+"""Paths: every way through a step's branches on counters, joined into one function that takes the right one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from lightjax.metrics import batch_size
+from lightjax_torch.counters import Answers, Expression, evaluate
+from lightjax_torch.errors import WAY_OUT, CaptureError
+
+if TYPE_CHECKING:
+    pass
+
+# Every one is traced and compiled; so many questions that do not depend on each other are a program in disguise.
+_MOST = 16
+
+
+@dataclass(frozen=True)
+class _Branch:
+    question: Expression
+    if_yes: Any
+    if_no: Any
+
+
+class Paths:
+    """A part of a step with all its ways.
+
+    Args:
+      make: captures the way of these answers, and of "yes" to every further question.
+      name: of the part.
+
+    Attributes:
+      captures: of all ways.
+      created: tensors left on attributes, the same on every way.
+      reads_carried: whether one of the ways reads what the step before left.
+      with_gradient: the parameters that have a gradient, the same on every way.
+      read: what was read of the trainer.
+      used: the counters that are used.
+
+    Raises:
+      CaptureError: there are too many ways, or they differ in what a compiled step has to fix.
+    """
+
+    def __init__(self, make: Callable[[Answers], Any], name: str) -> None:
+        self._make, self._name = make, name
+        self.captures: list[Any] = []
+        self._tree = self._grown([])
+        first, others = self.captures[0], self.captures[1:]
+        self.created, self.with_gradient = first.created, first.with_gradient
+        self.reads_carried = any(one.reads_carried for one in self.captures)
+        self.read = {name: value for one in self.captures for name, value in one.read.items()}
+        self.used = {name for one in self.captures for name in one.used}
+        for one in others:
+            if set(one.with_gradient) != set(first.with_gradient):
+                differ = sorted(set(one.with_gradient) ^ set(first.with_gradient))
+                raise CaptureError(
+                    f"{name}: {', '.join(differ)} get a gradient in some steps and none in others, which torch's "
+                    "optimizers skip then, momentum and weight decay included. A compiled step has one set of trained "
+                    f"parameters; multiply the term of the loss by 0 in the place of leaving it out, or {WAY_OUT}."
+                )
+            if {n: t.shape for n, t in one.created.items()} != {n: t.shape for n, t in first.created.items()}:
+                raise CaptureError(
+                    f"{name} leaves tensors on attributes in some steps and not in others: "
+                    f"{sorted(set(one.created) ^ set(first.created))}; make them before, in __init__, or {WAY_OUT}."
+                )
+        self._always = set.intersection(*(set(one.logged_as) for one in self.captures))
+        self._logged_as = {n: how for one in self.captures for n, how in one.logged_as.items()}
+        self._dtypes = {
+            n: jnp.result_type(*(one.logged_dtypes[n] for one in self.captures if n in one.logged_dtypes))
+            for n in self._logged_as
+        }
+
+    def _grown(self, answers: Sequence[tuple[Expression, bool]]) -> Any:
+        capture = self._make(answers)
+        self.captures.append(capture)
+        if len(self.captures) > _MOST:
+            raise CaptureError(
+                f"{self._name} branches on batch_idx, current_epoch or global_step in more than {_MOST} ways, each of "
+                f"which is compiled; compute with them (torch.where, min, max), or {WAY_OUT}."
+            )
+        node: Any = capture
+        for place in reversed(range(len(answers), len(capture.asked))):
+            question, answer = capture.asked[place]
+            other = self._grown([*capture.asked[:place], (question, not answer)])
+            node = _Branch(question, node, other) if answer else _Branch(question, other, node)
+        return node
+
+    def same_as(self, other: Paths) -> bool:
+        """Says whether other ways compute the same."""
+        pairs = zip(self.captures, other.captures, strict=False)
+        return len(self.captures) == len(other.captures) and all(one.same_as(two) for one, two in pairs)
+
+    def chosen(self, numbers: Any) -> Any:
+        """Returns the way that these numbers, which have values, take."""
+        node = self._tree
+        while isinstance(node, _Branch):
+            node = node.if_yes if bool(evaluate(node.question, numbers)) else node.if_no
+        return node
+
+    def __call__(self, batch: Any, numbers: Any, *arguments: Any) -> Any:
+        """Runs the way that the numbers take; as the captures do, with metrics in the place of logged values."""
+        examples = batch_size(batch) or 1
+
+        def run(node: Any) -> Any:
+            if isinstance(node, _Branch):
+                question = jnp.asarray(evaluate(node.question, numbers), bool)
+                return jax.lax.cond(question, lambda: run(node.if_yes), lambda: run(node.if_no))
+            outputs, logged, *rest = node(batch, numbers, *arguments)
+            metrics = {
+                name: how.metric(logged[name])
+                if name in self._always
+                else how.metric_or_none(logged.get(name), self._dtypes[name], examples)
+                for name, how in self._logged_as.items()
+            }
+            return outputs, metrics, *rest
+
+        return run(self._tree)

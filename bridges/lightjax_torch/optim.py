@@ -235,7 +235,8 @@ class CapturedOptimizer:
                 changed["fused"] = None
             if self.cycles:
                 # Optimizers ask whether it is 0: schedulers never give that.
-                given = Counters({"momentum": momenta[number]})
+                is_zero = ("eq", ("counter", "momentum"), 0)
+                given = Counters({"momentum": momenta[number]}, [(is_zero, False)])
                 changed |= with_momentum(changed, given.number("momentum"))
             optimizer.param_groups.append(changed)
         optimizer.state = collections.defaultdict(dict)

@@ -151,7 +151,7 @@ def make_plan(engine: JitEngine, key: Any, batch: Any, steps: int, *, present: b
     traced = engine.traced("train")
     lowered = engine.lower_step() if steps == 1 else engine.lower("train", stacked_spec(batch, steps))
     device = layout.device
-    train_step = None
+    train_step: Callable[[Any, Any], tuple[Any, Any]] | None = None
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -163,10 +163,12 @@ def make_plan(engine: JitEngine, key: Any, batch: Any, steps: int, *, present: b
         if steps == 1 and present:
             structure = jax.tree.structure(traced.state)
 
-            def train_step(state: Any, batch: Any) -> tuple[Any, Any]:
+            def run(state: Any, batch: Any) -> tuple[Any, Any]:
                 # Each run of `init` makes an optimizer of its own, which would make a structure of its own.
                 state = jax.tree.unflatten(structure, jax.tree.leaves(state))
                 return compiled(state, jax.device_put(batch, layout.batch(batch)))
+
+            train_step = run
 
     temporaries = largest_temporaries(text)
     mesh = getattr(layout.replicated, "mesh", None)

@@ -76,7 +76,7 @@ def begin(loader: Any, epoch: int) -> Pass:
         # Before the pass draws from them; workers that persist are started once, which draws once more.
         begun = encode({"generators": _states(generators), "starts_workers": not _has_workers(loader)})
         return Pass(iterate(loader), begun=begun)
-    batches = iterate(loader)
+    batches: Any = iterate(loader)
     if hasattr(batches, "get_state") and hasattr(batches, "set_state"):
         return Pass(batches, lambda: {"iterator": batches.get_state()})
     return Pass(batches)
@@ -100,7 +100,7 @@ def begin_at(loader: Any, epoch: int, mark: Any) -> Pass:
         set_generators(loader, mark)
         return Pass(batches, lambda: {"loader": loader.state_dict(), "generators": _states(generators)})
     if "iterator" in known:
-        batches = iterate(loader)
+        batches: Any = iterate(loader)
         batches.set_state(known["iterator"])
         return Pass(batches, lambda: {"iterator": batches.get_state()})
     if known["starts_workers"] and _has_workers(loader):

@@ -297,7 +297,8 @@ def _along_dim(write: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
     def rule(x: jax.Array, dim: int, index: jax.Array, source: Any, alpha: Any = 1) -> jax.Array:
         if not x.ndim:
-            return rule(x[None], 0, *_at_least_1d(index, source), alpha)[0]
+            index, source = _at_least_1d(index, source)
+            return rule(x[None], 0, index, source, alpha)[0]
         if x.dtype == jnp.bool_ and write is _added:
             return rule(x.astype(jnp.int32), dim, index, source, alpha) != 0
         source = jnp.asarray(source, x.dtype)

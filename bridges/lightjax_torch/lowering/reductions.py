@@ -102,8 +102,8 @@ def median(x: jax.Array, dim: int, keepdim: bool, *, ignore_nan: bool) -> tuple[
         return x, jnp.zeros((), jnp.int32)
     if not x.shape[dim]:  # of an empty vector
         shape = [1 if d == dim % x.ndim else n for d, n in enumerate(x.shape)]
-        empty = jnp.full(shape, jnp.nan if is_inexact(x) else 0, x.dtype), jnp.zeros(shape, jnp.int32)
-        return empty if keepdim else tuple(jnp.squeeze(one, dim) for one in empty)
+        values, places = jnp.full(shape, jnp.nan if is_inexact(x) else 0, x.dtype), jnp.zeros(shape, jnp.int32)
+        return (values, places) if keepdim else (jnp.squeeze(values, dim), jnp.squeeze(places, dim))
     values, places = sort(x, dim)
     missing = jnp.sum(jnp.isnan(x), dim, keepdims=True)
     n = x.shape[dim]

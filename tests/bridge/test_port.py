@@ -19,14 +19,6 @@ from lightjax_torch.port import PortedTask, port_task  # noqa: E402
 from tests.models import quiet  # noqa: E402
 
 
-@pytest.fixture
-def double_precision():
-    torch.set_default_dtype(torch.float64)
-    with jax.enable_x64(True):
-        yield
-    torch.set_default_dtype(torch.float32)
-
-
 class Module(nn.Module):
     """The least that a LightningModule is."""
 

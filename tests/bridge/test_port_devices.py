@@ -2,7 +2,6 @@
 
 import copy
 
-import jax
 import numpy as np
 import pytest
 
@@ -11,14 +10,6 @@ torch = pytest.importorskip("torch")
 from lightjax_torch import port_task  # noqa: E402
 from tests.bridge.test_port import Regression, by_hand, sequences  # noqa: E402
 from tests.models import quiet  # noqa: E402
-
-
-@pytest.fixture
-def double_precision():
-    torch.set_default_dtype(torch.float64)
-    with jax.enable_x64(True):
-        yield
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("strategy", ["jit", "fsdp", "pmap"])

@@ -20,14 +20,6 @@ from tests.bridge.test_port_manual import data as gan_data  # noqa: E402
 from tests.models import quiet  # noqa: E402
 
 
-@pytest.fixture
-def double_precision():
-    torch.set_default_dtype(torch.float64)
-    with jax.enable_x64(True):
-        yield
-    torch.set_default_dtype(torch.float32)
-
-
 def arrays(batch):
     return jax.tree.map(lambda t: t.numpy(), batch)
 

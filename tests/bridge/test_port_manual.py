@@ -16,14 +16,6 @@ from lightjax_torch import CaptureError, port_task  # noqa: E402
 from tests.models import quiet  # noqa: E402
 
 
-@pytest.fixture
-def double_precision():
-    torch.set_default_dtype(torch.float64)
-    with jax.enable_x64(True):
-        yield
-    torch.set_default_dtype(torch.float32)
-
-
 class Gan(nn.Module):
     """The names are Lightning's; the methods that the trainer gives are stood in for by `Alone`."""
 

@@ -2,7 +2,6 @@
 
 import copy
 
-import jax
 import numpy as np
 import pytest
 
@@ -41,14 +40,6 @@ SCHEDULERS = {
         "monitor": "train/loss_epoch",
     },
 }
-
-
-@pytest.fixture
-def double_precision():
-    torch.set_default_dtype(torch.float64)
-    with jax.enable_x64(True):
-        yield
-    torch.set_default_dtype(torch.float32)
 
 
 def with_scheduler(module, make):

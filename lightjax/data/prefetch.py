@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, Self, TypeVar
 
+import jax
+
 Item = TypeVar("Item")
 
 # One stretch being made, one waiting, while one runs: more only holds memory.
@@ -52,6 +54,8 @@ class Prefetch(Generic[Item]):
         self._stop = stop
         self._ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
         self._stopped = threading.Event()
+        # `with jax.enable_x64(True):` holds for the thread it was written in: floats would arrive in 32 bits.
+        self._x64: bool = jax.config.jax_enable_x64
         self._thread = threading.Thread(target=self._work, name="lightjax-prefetch", daemon=True)
 
     def __enter__(self) -> Self:
@@ -82,9 +86,10 @@ class Prefetch(Generic[Item]):
 
     def _work(self) -> None:
         try:
-            for item in self._items:
-                if not self._hand_over(item, None):
-                    return
+            with jax.enable_x64(self._x64):
+                for item in self._items:
+                    if not self._hand_over(item, None):
+                        return
             self._hand_over(_END, None)
         except BaseException as error:  # whatever it is, the consumer has to see it
             self._hand_over(_END, error)

@@ -8,6 +8,7 @@ import traceback
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -41,6 +42,12 @@ def test_items_come_in_order_and_are_made_ahead():
         assert made == [0, 1, 2, 3]  # two wait, a third is in hand
         assert list(ahead) == [1, 2, 3, 4, 5]
     assert own_threads() == []
+
+
+def test_the_thread_has_64_bits_where_its_caller_has():
+    for wide in (True, False):
+        with jax.enable_x64(wide), Prefetch(jnp.asarray(np.ones(2)) for _ in range(3)) as ahead:
+            assert {array.dtype for array in ahead} == {np.dtype(np.float64 if wide else np.float32)}
 
 
 def test_leaving_early_ends_the_thread():

@@ -10,18 +10,18 @@ from tests.parallel.tasks import train
 
 # Of 70 examples in batches of 16 the last has 6, and groups of three batches leave two.
 POLICIES = {
-    "accumulated": ({"accumulate_grad_batches": 3}, 2e-4),
+    "accumulated": (("jit", "fsdp"), {"accumulate_grad_batches": 3}, 2e-4),
     # One rounding of float16 is 2^-11, and sums are added up in another order: where a gradient is nearly zero, Adam
     # makes a step of 3e-3 of what is left of it, a few times.
-    "float16": ({"precision": "16-mixed", "accumulate_grad_batches": 3, "gradient_clip_val": 0.5}, 1e-2),
+    "float16": (("pmap",), {"precision": "16-mixed", "accumulate_grad_batches": 3, "gradient_clip_val": 0.5}, 1e-2),
 }
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_eight_devices_follow_a_policy_as_one_does(name):
-    policy, tolerance = POLICIES[name]
+    strategies, policy, tolerance = POLICIES[name]
     expected = train("mlp", devices=1, **policy)
-    for strategy in ("jit", "fsdp", "pmap"):
+    for strategy in strategies:
         found = train("mlp", devices=8, strategy=strategy, **policy)
         assert int(found.state.step) == int(expected.state.step)
         for metric in ("train/loss_epoch", "val/loss"):

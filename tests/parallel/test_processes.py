@@ -40,7 +40,7 @@ def launch(count, cases, directory):
     ended = []
     try:
         for process in processes:
-            output, _ = process.communicate(timeout=170)
+            output, _ = process.communicate(timeout=500)
             found = [json.loads(line[6:]) for line in output.splitlines() if line.startswith("FOUND ")]
             ended.append((process.returncode, found[0] if found else None, output))
     finally:

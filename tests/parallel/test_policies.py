@@ -17,6 +17,7 @@ POLICIES = {
 }
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", POLICIES)
 def test_eight_devices_follow_a_policy_as_one_does(name):
     strategies, policy, tolerance = POLICIES[name]

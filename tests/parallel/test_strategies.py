@@ -35,6 +35,7 @@ def on_one_device():
     return reference
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(
     ("name", "strategy"),
     [

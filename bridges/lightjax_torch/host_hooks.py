@@ -14,6 +14,7 @@ import lightjax as lj
 from lightjax.errors import ConfigurationError
 from lightjax_torch.arrays import to_jax
 from lightjax_torch.errors import WAY_OUT, CaptureError
+from lightjax_torch.hook_attributes import AttributesOfSteps
 from lightjax_torch.hooks import overridden
 from lightjax_torch.module_state import python_values
 from lightjax_torch.schedule import metric_of
@@ -214,27 +215,33 @@ class HostHooks(lj.Callback):
         before = {one: tensor.detach().clone() for one, tensor in tensors.items()}
         modes_before = {one: one.training for one in module.modules()}
         python = python_values(module)
+        attributes = AttributesOfSteps(task.tensors, task.carried(run.state), run.state.model_state or {})
+        attributes.lend()
         view = HostView(run, task.values, stage)
         lent: dict[str, Any] = {"_trainer": view, "trainer": view, "log": view.log, "log_dict": view.log_dict}
         lent |= {"current_epoch": run.epoch, "global_step": run.step}
         try:
             with attached_to(module, lent):
                 getattr(module, name)(*arguments)
-            self._check(name, modes_before, trained, tensors, python)
-            changed = {one: tensors[one] for one, was in before.items() if not _same(tensors[one], was)}
+            now, of_steps, strange = attributes.take_back(name)
+            self._check(name, modes_before, trained, tensors, python, strange)
+            if of_steps:
+                run.state = run.state.replace(model_state={**run.state.model_state, **of_steps})
+            changed = {one: now[one] for one, was in before.items() if not _same(now[one], was)}
             if changed:
                 new = {
                     one: jnp.asarray(to_jax(value.detach().clone()), held[one].dtype) for one, value in changed.items()
                 }
                 run.state = task.with_arrays(run.state, new)
         finally:
+            attributes.restore()
             with torch.no_grad():
                 for one, tensor in tensors.items():
                     tensor.copy_(given[one])
             for one, training in modes.items():
                 one.training = training
 
-    def _check(self, name: str, modes: Any, trained: Any, tensors: Any, python: Any) -> None:
+    def _check(self, name: str, modes: Any, trained: Any, tensors: Any, python: Any, strange: list[str]) -> None:
         module = self.module
         other = [n for n, one in module.named_modules() if one in modes and one.training != modes[one]]
         if other and name.startswith(("on_fit", "on_train")):
@@ -251,8 +258,8 @@ class HostHooks(lj.Callback):
                 f"{WAY_OUT}."
             )
         changed = [place for place, leaves in python_values(module).items() if python.get(place) != leaves]
-        if changed and not self.task.captured_again_is_the_same():
-            names = ", ".join(f"{path}.{one}".removeprefix(".") for path, one in changed)
+        if (changed or strange) and not self.task.captured_again_is_the_same():
+            names = ", ".join([f"{path}.{one}".removeprefix(".") for path, one in changed] + strange)
             raise CaptureError(
                 f"{name} changes {names}, a Python value that the compiled steps read when they were captured; keep it "
                 f"in a buffer, self.register_buffer: what hooks write into buffers, steps see; or {WAY_OUT}."

@@ -89,7 +89,7 @@ class ModuleState:
         """Puts tensors in the places of parameters, buffers and attributes; tied places get the same one."""
         everything = dict(tensors) | {name: tensors[first] for name, first in self.aliases.items() if first in tensors}
         for name, tensor in everything.items():
-            self._put(name, tensor, structures or self.structures)
+            self.put(name, tensor, structures or self.structures)
         for module in self.module.modules():
             if isinstance(module, torch.nn.RNNBase):
                 module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
@@ -105,7 +105,8 @@ class ModuleState:
             found[name] = getattr(owner, last) if value is None else value
         return found
 
-    def _put(self, name: str, tensor: torch.Tensor, structures: Mapping[str, pytree.TreeSpec]) -> None:
+    def put(self, name: str, tensor: torch.Tensor, structures: Mapping[str, pytree.TreeSpec]) -> None:
+        """Puts a tensor in the place of a parameter, a buffer or a part of an attribute."""
         path, colon, rest = name.partition(":")
         if colon:
             owner, (attribute, _, number) = self.module.get_submodule(path), rest.rpartition("/")

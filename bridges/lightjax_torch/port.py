@@ -291,6 +291,10 @@ class PortedTask:
         """Returns parameters, buffers and tensors on attributes by name."""
         return {**state.params, **self._without_carried(state.model_state)}
 
+    def carried(self, state: lj.TrainState) -> list[str]:
+        """Returns the names of the tensors on attributes that a step makes for the next one."""
+        return [name for name in state.model_state or {} if name not in self._kept and "/" in name]
+
     def tensors_of(self, arrays: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Returns them as torch's."""
         return to_torch(dict(arrays))

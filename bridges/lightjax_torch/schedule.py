@@ -144,8 +144,8 @@ class Schedules(lj.Callback):
         self._fill(run)
 
     def on_train_epoch_end(self, run: Run) -> None:
-        """Steps the schedulers of epochs, those that look at a metric included."""
-        if not self.schedulers:
+        """Steps the schedulers of epochs, those that look at a metric included; not where max_steps cuts one short."""
+        if not self.schedulers or not run.epoch_ended:
             return
         self._commit(run.step)
         for number, one in enumerate(self.schedulers):
@@ -163,7 +163,7 @@ class Schedules(lj.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what happened so far."""
-        return {} if not self.schedulers else {"events": self.events, "step": self._step}
+        return {} if not self.schedulers else {"events": copy.deepcopy(self.events), "step": self._step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes through it again."""

@@ -143,6 +143,30 @@ def test_a_generator_steps_in_every_third_step_only(double_precision):
     assert_same_weights(task.to_torch(state), reference, 1e-8)
 
 
+class Rebinding(Regression):
+    """Its hook puts another tensor in the place of a buffer, and of one on an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("rate", torch.zeros(()))
+        self.plain = torch.zeros(())
+
+    def on_train_epoch_start(self):
+        self.rate, self.plain = torch.tensor(2.0), torch.tensor(3.0)
+
+    def training_step(self, batch, batch_idx):
+        self.log("seen", self.rate + self.plain)
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_tensor_that_a_hook_replaces_is_seen_and_the_module_keeps_its_own():
+    module = Rebinding()
+    result = quiet(max_epochs=1, log_every_n_steps=1).fit(port_task(module), sequences(1))
+    assert result.metrics["train/seen"] == 5.0
+    assert module.rate == 0
+    assert module.plain == 0
+
+
 class Hooked(Regression):
     scale = 1.0
 
@@ -170,6 +194,10 @@ def switching(self):
     self.net.eval()
 
 
+def replacing(self):
+    self.net[0].weight = nn.Parameter(torch.zeros(5, 3))
+
+
 def fitted(hook):
     kind = type("Hooked", (Hooked,), {"on_train_epoch_start": hook})
     return quiet(max_epochs=1).fit(port_task(kind()), sequences(1))
@@ -184,6 +212,7 @@ def test_a_hook_may_change_what_no_step_reads():
     [
         (annealing, "on_train_epoch_start changes scale, a Python value that the compiled steps read"),
         (freezing, r"changes requires_grad of net\.0\.weight, net\.0\.bias"),
+        (replacing, r"puts something else in the place of net\.0\.weight"),
         (switching, r"changes the mode, training or evaluation, of net, net\.0"),
     ],
 )

@@ -200,6 +200,11 @@ class Unknown:
     def __init__(self, name: str, way_out: str) -> None:
         self.__dict__.update(name=name, way_out=way_out)
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked by whoever looks at any object, inspect or copy
+            raise AttributeError(name)
+        self._refuse()
+
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise CaptureError(
             f"{current_line()}: {self.__dict__['name']} is used, which a compiled step does not get: "
@@ -209,5 +214,5 @@ class Unknown:
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
     __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __neg__ = __abs__ = _refuse
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __int__ = __float__ = __index__ = _refuse
-    __str__ = __format__ = __getattr__ = __getitem__ = __iter__ = __len__ = __contains__ = _refuse
+    __str__ = __format__ = __getitem__ = __iter__ = __len__ = __contains__ = _refuse
     __hash__ = None  # pyright: ignore[reportAssignmentType]

@@ -3,6 +3,8 @@
 import jax
 import pytest
 
+collect_ignore = ["native/together.py"]  # a program for torchrun, which sets what it reads
+
 
 @pytest.fixture
 def double_precision():

@@ -47,6 +47,8 @@ def launch(count, cases, directory):
     finally:
         for process in processes:
             process.kill()
+            process.stdout.close()
+            process.wait()
     return ended
 
 

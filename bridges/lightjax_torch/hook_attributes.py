@@ -54,7 +54,7 @@ class AttributesOfSteps:
           CaptureError: the hook replaced a tensor by one of another shape, or a parameter.
         """
         attributes = self._tensors.read_attributes()
-        now = self._tensors.read([*self._tensors.parameters, *self._tensors.buffers])
+        now: dict[str, Any] = dict(self._tensors.read([*self._tensors.parameters, *self._tensors.buffers]))
         now |= {name: attributes.get(name) for name in self._tensors.attributes}
         for name, tensor in self._known.items():
             found = now[name]

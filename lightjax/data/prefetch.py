@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, Self, TypeVar
 
 import jax
+import numpy as np
 
 Item = TypeVar("Item")
 
@@ -55,7 +56,7 @@ class Prefetch(Generic[Item]):
         self._ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
         self._stopped = threading.Event()
         # `with jax.enable_x64(True):` holds for the thread it was written in: floats would arrive in 32 bits.
-        self._x64: bool = jax.config.jax_enable_x64
+        self._x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
         self._thread = threading.Thread(target=self._work, name="lightjax-prefetch", daemon=True)
 
     def __enter__(self) -> Self:

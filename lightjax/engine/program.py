@@ -44,7 +44,7 @@ def train_program(
 
         def run(i: Any, carry: tuple[Any, Vectors]) -> tuple[Any, Vectors]:
             state, raw = carry
-            new_state, metrics = step(state, steps.batch(i))
+            new_state, metrics = step(state, _batch(steps, i))
             return new_state, _put(raw, i, packing.pack(metrics))
 
         def gather(i: Any, carry: tuple[tuple[Vectors, Vectors], Vectors]) -> tuple[tuple[Vectors, Vectors], Vectors]:
@@ -98,7 +98,7 @@ def eval_program(
 
     def program(state: Any, totals: Vectors, steps: Steps, control: jax.Array) -> Vectors:
         def run(i: Any, totals: Vectors) -> Vectors:
-            metrics = packing.pack(step(state, steps.batch(i)))
+            metrics = packing.pack(step(state, _batch(steps, i)))
             return _joined(packing, totals, metrics, control[1] + i == 0)
 
         return lax.fori_loop(0, control[0], run, totals)
@@ -139,6 +139,15 @@ def _joined(packing: Packing, gathered: Vectors, metrics: Vectors, begins: jax.A
     """Merges metrics into what was gathered, or begins anew with them."""
     merged = packing.merge(gathered, metrics)
     return jax.tree.map(lambda first, both: jnp.where(begins, first, both), metrics, merged)
+
+
+def _batch(steps: Steps, i: Any) -> Any:
+    """Returns the batch of a step in a loop.
+
+    Of a stack with room for one XLA knows that its only batch never changes, and computes what depends on nothing else
+    before the loop, with other roundings. Tied to `i`, the batch is unknown in every program.
+    """
+    return lax.optimization_barrier((steps.batch(i), i))[0]
 
 
 def _at(stack: Any, i: Any) -> Any:

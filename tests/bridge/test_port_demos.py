@@ -100,10 +100,9 @@ def test_a_demo_trains_as_in_lightning_fused_and_resumed(demo, double_precision,
     result = fit(steps_per_call=1)
     if demo != "manual":
         np.testing.assert_allclose(losses_of(result), losses.all, rtol=1e-9, atol=1e-9)
-    if demo != "transformer":  # which carries nothing from step to step that the others do not
-        keep = dict(enable_checkpointing=True, default_root_dir=tmp_path, steps_per_call=8)
-        fused = fit(callbacks=lj.ModelCheckpoint(every_n_train_steps=8, save_top_k=-1), **keep)
-        assert bits(fused.state) == bits(result.state)
-        (middle,) = tmp_path.rglob("step_8")
-        assert bits(fit(resume=middle, **keep).state) == bits(result.state)
+    keep = dict(enable_checkpointing=True, default_root_dir=tmp_path, steps_per_call=8)
+    fused = fit(callbacks=lj.ModelCheckpoint(every_n_train_steps=8, save_top_k=-1), **keep)
+    assert bits(fused.state) == bits(result.state)
+    (middle,) = tmp_path.rglob("step_8")
+    assert bits(fit(resume=middle, **keep).state) == bits(result.state)
     assert_same_weights(task.to_torch(result.state), reference, 1e-9)

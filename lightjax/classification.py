@@ -1,4 +1,4 @@
-"""Metrics of classifiers and language models that clu and metrax have not."""
+"""Metrics of classifiers and language models that merge on the device; docs/metrics.md says where others are."""
 
 from __future__ import annotations
 

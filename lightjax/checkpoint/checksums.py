@@ -16,6 +16,7 @@ from lightjax.checkpoint.location import files_below, is_remote, size_of
 FILE = "checksums.json"
 # Orbax writes these after the rest; nothing that is restored depends on them.
 UNCHECKED = (FILE, f"{FILE}.tmp", "_CHECKPOINT_METADATA", "commit_success.txt")
+DESCRIPTIONS = ({"bytes", "sha256"}, {"bytes"})  # what is noted of a file: on a disk, in an object store
 
 
 def write_checksums(directory: Path) -> None:
@@ -50,6 +51,8 @@ def damage(directory: Path, *, hashed: bool = True) -> str | None:
     except (OSError, ValueError) as error:
         return f"{FILE} cannot be read: {error}"
     for name, expected in sums.items():
+        if set(expected) not in DESCRIPTIONS:
+            return f"{FILE} is not what was written: it says {', '.join(expected) or 'nothing'} of {name}"
         path = directory / name
         if not path.is_file():
             return f"{name} is missing"

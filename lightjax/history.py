@@ -53,6 +53,7 @@ class History:
       latest: the newest value of each name.
       reported_at: the step at which each name was reported last.
       reports: how many reports there were.
+      file: where they are kept.
 
     Args:
       sink: gets the scalars of every report.
@@ -65,8 +66,8 @@ class History:
         self.latest: dict[str, Any] = {}
         self.reported_at: dict[str, int] = {}
         self.reports = 0
+        self.file = file
         self._sink = sink
-        self._file = file
         self._profiler = profiler or Profiler()
         self._unwritten: list[Report] = []
         self._promised: deque[tuple[int, Callable[[], Iterable[Report]]]] = deque()
@@ -84,12 +85,12 @@ class History:
 
     def write(self) -> None:
         """Brings the reports so far to the file."""
-        if self._file is not None and self._unwritten:
+        if self.file is not None and self._unwritten:
             lines = [
                 json.dumps([step, epoch, {name: np.asarray(value).tolist() for name, value in values.items()}])
                 for step, epoch, values, _ in self._unwritten
             ]
-            with open(self._file, "ab", buffering=0) as file:
+            with open(self.file, "ab", buffering=0) as file:
                 whole = file.tell()
                 try:
                     file.write(("\n".join(lines) + "\n").encode())
@@ -105,7 +106,7 @@ class History:
           reports: how many.
           file: of another run, which is left as it is: its reports become those of this one.
         """
-        source = file or self._file
+        source = file or self.file
         if source is None or not source.exists():
             return
         with source.open("rb") as lines:
@@ -114,9 +115,9 @@ class History:
             step, epoch, values = json.loads(line)
             arrays = {name: np.asarray(value) if isinstance(value, list) else value for name, value in values.items()}
             self._keep(Report(step, epoch, arrays))
-            if source != self._file:
+            if source != self.file:
                 self._unwritten.append(Report(step, epoch, arrays))
-        if source == self._file:
+        if source == self.file:
             os.truncate(source, sum(map(len, kept)))
 
     def _read(self) -> None:

@@ -104,8 +104,9 @@ def create_run_directory(root: str | os.PathLike[str] | None = None) -> Path:
     if "://" in str(root):
         raise ValueError(
             f"The run directory was asked for at {str(root)!r}. A run directory is made with mkdir, which "
-            "knows local and mounted file systems only. Pass a local path as default_root_dir and copy the "
-            "run afterwards, or mount the bucket and pass the mount point."
+            "knows local and mounted file systems only. Pass a local path as default_root_dir, and let the "
+            "checkpoints go there, lj.ModelCheckpoint(dirpath='gs://...'); or mount the bucket and pass the mount "
+            "point."
         )
     parent = Path(DEFAULT_ROOT if root is None else root)
     try:

@@ -18,6 +18,7 @@ from lightjax.callbacks.callback import call, call_to_the_end
 from lightjax.callbacks.extension import extended_state
 from lightjax.callbacks.model_checkpoint import checkpoint_places
 from lightjax.checkpoint import Checkpointer, Checkpoints
+from lightjax.checkpoint.location import is_remote
 from lightjax.checks import check_monitored
 from lightjax.closing import closing_summary
 from lightjax.compilation_cache import compilation_cache_in
@@ -68,7 +69,8 @@ class Training:
         self.under_way: Run | None = None
         self._given = given
         self._keeper = next((one for one in trainer.callbacks if isinstance(one, ModelCheckpoint)), None)
-        self._checkpoint = checkpoint_to_resume(resume, trainer.root, None, given=given)
+        self._place = next(iter(checkpoint_places(trainer.callbacks)), None)
+        self._checkpoint = checkpoint_to_resume(resume, trainer.root, self._place, given=given)
         self._about = None if self._checkpoint is None else self._checkpoint.about()
         self._epoch = 0
         if self._about is not None:
@@ -140,7 +142,11 @@ class Training:
         history = History(logger, directory / HISTORY_FILE if directory and self._keeper and main else None, profiler)
         checkpointer = None
         if places is not None and self._keeper:
-            checkpointer = Checkpointer(places.checkpoints, partial(_write, history, logger), trainer.on_save_error)
+            # No link leads from an object store to the run directory: the reports are kept there as well.
+            copy = places.checkpoints / HISTORY_FILE if main and is_remote(places.checkpoints) else None
+            checkpointer = Checkpointer(
+                places.checkpoints, partial(_write, history, logger, copy), trainer.on_save_error
+            )
         progress = make_progress(trainer.enable_progress_bar and main)
         run = self.under_way = Run(trainer, engine, state, history, logger, checkpointer, directory)
         run.profiler = profiler
@@ -211,8 +217,7 @@ class Training:
         trainer = self.trainer
         if self._keeper is None and not trainer.loggers:
             return None
-        place = next(iter(checkpoint_places(trainer.callbacks)), None)
-        return run_places(trainer.default_root_dir, self._checkpoint, place)
+        return run_places(trainer.default_root_dir, self._checkpoint, self._place)
 
     def _cache_directory(self) -> Path | None:
         trainer = self.trainer
@@ -264,9 +269,11 @@ def pace_of(trainer: Trainer, engine: Engine, batch: Any, epoch_batches: int | N
     return pace
 
 
-def _write(history: History, logger: LoggerCollection) -> None:
+def _write(history: History, logger: LoggerCollection, copy: Path | None) -> None:
     """Writes what was reported, before a checkpoint that counts on it."""
     history.write()
+    if copy is not None and history.file is not None and history.file.exists():
+        copy.write_bytes(history.file.read_bytes())
     logger.flush()
 
 

@@ -44,7 +44,8 @@ class ModelCheckpoint(Callback):
       filename: a template such as "{epoch}-{val/loss:.2f}": each checkpoint gets a link of this name beside `step_N`,
         for people. Fields are `epoch`, `step` and metrics; one that was not reported at this very step says "none".
       dirpath: where the checkpoints go instead of the run's directory, which gets a link to them. Where it holds those
-        of another run, they go into a `version_N` in it.
+        of another run, they go into a `version_N` in it. `gs://bucket/path` is one, too (with the package `gcsfs`): the
+        run's reports are kept beside them, and resume="auto" looks there first, so that another machine can go on.
       save_last: keep the last checkpoint when the run has ended. Until then it is always kept, to resume from.
       auto_insert_metric_name: write `epoch=3-val_loss=0.25` for that, and `3-0.25` otherwise.
       verbose: say in a line what is saved and how it ranks.
@@ -88,10 +89,10 @@ class ModelCheckpoint(Callback):
             raise ConfigurationError(
                 f"ModelCheckpoint got keep_every_n_steps={keep_every_n_steps}; give a number of steps from 1 on."
             )
-        if dirpath is not None and is_remote(dirpath):
+        if filename is not None and dirpath is not None and is_remote(dirpath):
             raise ConfigurationError(
-                f"ModelCheckpoint got dirpath={str(dirpath)!r}: the checkpoints of a run go into a file system; mount "
-                "the bucket and give the directory it is mounted at. lj.Checkpointer alone writes to gs://."
+                f"ModelCheckpoint got filename={filename!r} with dirpath={str(dirpath)!r}: it makes links, which an "
+                "object store does not have; `lightjax checkpoint ls` lists the metrics of each step."
             )
         self.monitor = monitor
         self.mode = mode

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -41,7 +41,12 @@ class Gauges:
         self._rates: Callable[[Any], dict[str, jax.Array]] | None = None
 
     def beside(
-        self, read: Callable[[], Iterable[Report]], step: int, batches: int, state: Any
+        self,
+        read: Callable[[], Iterable[Report]],
+        step: int,
+        batches: int,
+        state: Any,
+        own: Callable[[], Mapping[str, Any]] = dict,
     ) -> Callable[[], Iterator[Report]] | Callable[[], Iterable[Report]]:
         """Measures now, and puts the numbers beside the last of the reports that will be read.
 
@@ -50,6 +55,7 @@ class Gauges:
           step: steps done.
           batches: in a step.
           state: after this step.
+          own: what the engine measures itself.
         """
         now_s, mark = time.perf_counter(), self.clock.mark()
         first = mark is None
@@ -67,11 +73,12 @@ class Gauges:
 
         with self.clock.excluded():  # the first time it is compiled
             rates = self._learning_rates(state)
+        measured = own()
 
         def read_with_gauges() -> Iterator[Report]:
             *before, last = read()
             yield from before
-            found = {name: float(rate) for name, rate in jax.device_get(rates).items()}
+            found = {name: float(rate) for name, rate in {**jax.device_get(rates), **measured}.items()}
             yield last._replace(gauges=values | found)
 
         return read_with_gauges

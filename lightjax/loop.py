@@ -218,7 +218,7 @@ class Loop:
             group = schedule.accumulation.at(run.epoch)
             # The state of a task with an engine of its own may be dear to look into.
             seen = None if self.engine.own_names else run.state
-            run.history.promise(run.step, self.gauges.beside(windows, run.step, group, seen))
+            run.history.promise(run.step, self.gauges.beside(windows, run.step, group, seen, self.engine.gauges))
         with profiler.profile("device"):
             bound(self.in_flight, (self.rows, stretch.count - 1), self.engine.calls_in_flight)
         if self.progress.due():

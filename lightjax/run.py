@@ -75,8 +75,9 @@ class Run:
     ) -> None:
         self.trainer = trainer
         # A callback that monitors a metric sees what the task's own hooks logged.
-        monitoring = [one for one in trainer.callbacks if hasattr(one, "monitor")]
-        self.callbacks = [*(one for one in trainer.callbacks if one not in monitoring), *engine.callbacks, *monitoring]
+        given = [engine.stand_in(one) for one in trainer.callbacks]
+        monitoring = [one for one in given if hasattr(one, "monitor")]
+        self.callbacks = [*(one for one in given if one not in monitoring), *engine.callbacks, *monitoring]
         self.stage = stage
         self.history = history
         self.logger = logger
@@ -210,12 +211,11 @@ class Run:
         return None
 
     def flops_per_step(self) -> float | None:
-        """Counts the floating-point operations of a train step on one batch; None where XLA does not tell.
+        """Counts the floating-point operations of a train step on one batch; None where nobody can tell.
 
         Traces the step; compiles and runs nothing.
         """
-        lowered = jax.jit(self._engine.task.train_step).lower(_tree.abstract(self._state), self.batch_spec)
-        return (lowered.cost_analysis() or {}).get("flops")
+        return self._engine.flops_per_step(self._state, self.batch_spec)
 
     @property
     def state_is_whole(self) -> bool:

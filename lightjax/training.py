@@ -105,7 +105,7 @@ class Training:
         with Interrupt() as interrupt, compilation_cache_in(self._cache_directory()):
             batch = data.train.first()
             if self._checkpoint is None and given is not None:
-                given = extended_state(given, trainer.callbacks)
+                given = extended_state(given, [engine.stand_in(one) for one in trainer.callbacks])
             state = initial_state(engine, jax.random.key(trainer.seed), batch, given, trainer.max_steps)
             engine.trace_train(state, batch)
             trace(engine, state, data.val)

@@ -17,6 +17,7 @@ from lightjax.policy_request import PolicyRequest
 from lightjax.summary import Summary
 from lightjax_torch import logged as logs
 from lightjax_torch.attachment import detached
+from lightjax_torch.average import Average
 from lightjax_torch.evaluation_step import EvaluationStep
 from lightjax_torch.hooks import ModuleHooks, overridden
 from lightjax_torch.logged import Logged, StepValues
@@ -28,6 +29,7 @@ from lightjax_torch.optimization import Scheduler
 from lightjax_torch.preparation import Preparation
 from lightjax_torch.profiling import TorchTracer
 from lightjax_torch.replica import Replica
+from lightjax_torch.stand_ins import group_values, stand_in
 from lightjax_torch.state import TorchState, load_optimizer, optimizer_rest
 from lightjax_torch.train_step import TrainStep
 from lightjax_torch.trainer_view import TrainerView
@@ -59,6 +61,8 @@ class TorchEngine:
       optimizer_steps: steps of all optimizers together; with one optimizer, the same.
       calls: the module's steps and hooks.
       log: what the module logs.
+      average: of the parameters, where a callback asks for one.
+      schedulers_rest: whether somebody else leads the learning rates.
     """
 
     platform = "torch"
@@ -87,12 +91,8 @@ class TorchEngine:
                 f"The trainer was asked for {', '.join(names)}, which belongs to gradients of JAX; a torch module does "
                 "that itself: leave it out."
             )
-        extending = [one for one in trainer.callbacks if one.overrides("extend_state", "evaluated_state")]
-        if extending:
-            raise ConfigurationError(
-                f"{type(extending[0]).__name__} keeps what it needs in the state of a JAX task, which a torch module "
-                "does not have; leave it out, or average in the module with torch.optim.swa_utils.AveragedModel."
-            )
+        self.average = Average(self.module)
+        self._stand_ins = {id(one): (one, stand_in(self, one)) for one in trainer.callbacks}
         self.callbacks: Sequence[Callback] = (ModuleHooks(self),)
         self.run: Run | None = None
         self.data: Any = None
@@ -104,6 +104,7 @@ class TorchEngine:
         self.optimizers: list[torch.optim.Optimizer] = []
         self.wrapped: list[Any] = []
         self.schedulers: list[Scheduler] = []
+        self.schedulers_rest = False
         self.outputs: list[Any] | None = None
         self.outputs_of_evaluation: list[Any] | None = None
         self.resumed_random: Any = None
@@ -142,6 +143,12 @@ class TorchEngine:
         """Sets the module up for an evaluation or prediction, and returns its data."""
         return self.preparation.stage_data(stage, data, datamodule, limit)
 
+    def stand_in(self, callback: Callback) -> Callback:
+        """Returns what runs in the place of a callback that works on states of JAX."""
+        if id(callback) not in self._stand_ins:
+            self._stand_ins[id(callback)] = (callback, stand_in(self, callback))
+        return self._stand_ins[id(callback)][1]
+
     def create_state(self, key: Any, batch: Any) -> TorchState:
         """Returns the state that the module is in."""
         return self._live
@@ -156,7 +163,11 @@ class TorchEngine:
             return state
         arrays = state.arrays
         self.hold_live()
+        evaluating = self.average.put_back()
         load_weights(self.module, state)
+        self.average.load(arrays.get("average", {}))
+        if evaluating:
+            self.average.put_in()
         if self.optimizers and arrays["optimizers"]:
             self.restored_optimizers = arrays["optimizers"]
             for number, optimizer in enumerate(self.optimizers):
@@ -170,7 +181,8 @@ class TorchEngine:
     def restore_state(self, checkpoint: Checkpoint, key: Any, batch: Any) -> TorchState:
         """Reads the state of a checkpoint: weights as the module has them, optimizers as they were saved."""
         like = self._arrays()
-        like["optimizers"] = saved_leaves(checkpoint.about()["leaves"], "optimizers")
+        for item in ("optimizers", "average"):
+            like[item] = saved_leaves(checkpoint.about()["leaves"], item)
         return checkpoint.restore(TorchState(like))
 
     def state_to_save(self, state: TorchState) -> TorchState:
@@ -191,6 +203,16 @@ class TorchEngine:
             "devices": f"{self.processes.count} x {name}, torch {torch.__version__}, backend {backend!r}",
             "precision": f"parameters {dtypes or 'none'}{compute} ({self.numerics.name})",
         }
+
+    def flops_per_step(self, state: Any, batch: Any) -> None:
+        """Returns None: a step is whatever the module does."""
+
+    def gauges(self) -> Mapping[str, Any]:
+        """Returns the learning rates, and the memory of a GPU."""
+        found = group_values(self.optimizers, {"learning_rate": ("lr",)})
+        if self.device.type == "cuda":
+            found["device_memory_bytes"] = torch.cuda.memory_allocated(self.device)
+        return found
 
     def notes(self) -> dict[str, Any]:
         """Returns what a checkpoint keeps beside the arrays, as JSON."""
@@ -238,6 +260,7 @@ class TorchEngine:
     def train(self, state: TorchState, totals: Any, stretch: Stretch) -> tuple[Any, Any, Any]:
         """Runs the batches of one optimizer step."""
         values = self.train_step.run(stretch)
+        self.average.after_step()
         return state, (values, self.log.current), values
 
     def eval_capacity(self, data: Any, stage: str = "eval") -> int:
@@ -305,4 +328,4 @@ class TorchEngine:
         self._live = TorchState(self._arrays)
 
     def _arrays(self) -> dict[str, Any]:
-        return arrays_of(self.module, self.optimizers, self.steps)
+        return arrays_of(self.module, self.average, self.optimizers, self.steps)

@@ -168,10 +168,12 @@ class ModuleHooks(Callback):
         """Tells Lightning's callbacks, and leaves the module in the mode it was in."""
         self._engine.calls.call_callbacks("on_exception", error)
         self._restore_modes()
+        self._engine.average.put_back()
 
     def _begin(self, stage: str) -> None:
         engine = self._engine
         engine.stage = stage
+        engine.average.put_in()
         engine.log.begin_evaluation()
         engine.outputs_of_evaluation = [] if overridden(engine.module, f"{stage}_epoch_end") else None
         self._modes = {part: part.training for part in engine.module.modules()}
@@ -195,6 +197,7 @@ class ModuleHooks(Callback):
         engine = self._engine
         engine.calls.call(f"on_{stage}_end")
         engine.calls.call(f"on_{stage}_model_train", default=self._restore_modes)
+        engine.average.put_back()
         engine.log.end_evaluation()
         engine.stage = "train" if run.stage == "fit" else None
 

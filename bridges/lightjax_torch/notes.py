@@ -28,6 +28,7 @@ def notes(engine: TorchEngine) -> dict[str, Any]:
         "schedulers": [one.scheduler.state_dict() for one in engine.schedulers],
         "scaler": None if engine.numerics.scaler is None else engine.numerics.scaler.state_dict(),
         "optimizer_steps": engine.optimizer_steps,
+        "average": engine.average.wanted,
         **_of_process(engine),
         "module": _saved_by_module(engine),
         "callbacks": [one.state_dict() for one in engine.calls.callbacks],
@@ -79,6 +80,13 @@ def _encoded(engine: TorchEngine, found: dict[str, Any]) -> dict[str, Any]:
 def restore_notes(engine: TorchEngine, notes: dict[str, Any]) -> None:
     """Takes back what `notes` returned."""
     found = {name: decode(value) for name, value in notes.items()} | _own(engine, notes)
+    if found.get("average", False) != engine.average.wanted:
+        there, asked = ("an", "none") if found.get("average") else ("no", "one")
+        raise CheckpointError(
+            f"The checkpoint has {there} average of the weights and the trainer's callbacks ask for {asked}, which "
+            "would be another run. Resume with the same callbacks (lj.EMA and its like), or begin a new run with the "
+            "weights (state=)."
+        )
     for number, (optimizer, rest) in enumerate(zip(engine.optimizers, found["optimizers"], strict=True)):
         load_optimizer(optimizer, engine.restored_optimizers.get(str(number), {}), rest)
     engine.restored_optimizers = {}

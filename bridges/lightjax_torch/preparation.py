@@ -60,6 +60,7 @@ class Preparation:
         self._set_up("fit", datamodule, kept)
         self._engine.hold_live()
         self._engine.steps = self._engine.optimizer_steps = 0
+        self._engine.average.begin()
         self._engine.log.newest.clear()
         self._configure_optimizers_later(train_data, limits, overfit_batches, accumulation)
         if not self._engine.processes.alone:

@@ -17,12 +17,12 @@ _BITS: dict[torch.dtype, tuple[torch.dtype, Any]] = {
     torch.float8_e4m3fn: (torch.uint8, ml_dtypes.float8_e4m3fn),
     torch.float8_e5m2: (torch.uint8, ml_dtypes.float8_e5m2),
 }
-_KEYS = ("params", "buffers", "optimizers", "step")
+_KEYS = ("params", "buffers", "optimizers", "average", "step")
 _TORCH_OF = {np.dtype(kind): (bits, dtype) for dtype, (bits, kind) in _BITS.items()}
 
 
 class TorchState:
-    """What a training has learned: `params`, `buffers`, the state of the optimizers, and the step.
+    """What a training has learned: `params`, `buffers`, the state of the optimizers, an average, and the step.
 
     The state of a training under way lies in the module, and its arrays are made when somebody asks. Before another
     state takes its place in the module, it gets arrays of its own, so that a state never changes behind one's back
@@ -47,7 +47,7 @@ class TorchState:
 
     @property
     def arrays(self) -> dict[str, Any]:
-        """The tree: {"params": {name: array}, "buffers": ..., "optimizers": ..., "step"}."""
+        """The tree: {"params": {name: array}, "buffers": ..., "optimizers": ..., "average": ..., "step"}."""
         return self._arrays if isinstance(self._arrays, dict) else self._arrays()
 
     @property
@@ -69,6 +69,16 @@ class TorchState:
         if callable(self._arrays):
             self._arrays, self.rest = jax.tree.map(np.array, self.arrays), copy.deepcopy(rest)
 
+    def averaged(self) -> TorchState | None:
+        """Returns the state with averaged parameters in the place of the last ones; None where it has no average."""
+        arrays = self.arrays
+        if not (average := arrays.get("average")):
+            return None
+        params = dict(arrays["params"])
+        if average["averaged"]:
+            params |= {name: one.astype(params[name].dtype) for name, one in average["params"].items()}
+        return TorchState(arrays | {"params": params})
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Returns copies of parameters and buffers, with the names of `module.state_dict()`."""
         return {name: to_tensor(array) for kind in ("params", "buffers") for name, array in self.arrays[kind].items()}
@@ -76,7 +86,7 @@ class TorchState:
 
 jax.tree_util.register_pytree_with_keys(
     TorchState,
-    lambda state: ([(jax.tree_util.DictKey(key), state.arrays[key]) for key in _KEYS], None),
+    lambda state: ([(jax.tree_util.DictKey(key), state.arrays.get(key, {})) for key in _KEYS], None),
     lambda _, children: TorchState(dict(zip(_KEYS, children, strict=True))),
 )
 

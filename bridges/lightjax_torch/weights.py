@@ -11,17 +11,21 @@ import torch
 
 from lightjax.errors import CheckpointError
 from lightjax.summary import Row, Summary
+from lightjax_torch.average import Average
 from lightjax_torch.state import TorchState, optimizer_arrays, to_array
 
 
-def arrays_of(module: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer], steps: int) -> dict[str, Any]:
-    """Returns the weights of a module and the state of its optimizers as arrays."""
+def arrays_of(
+    module: torch.nn.Module, average: Average, optimizers: Sequence[torch.optim.Optimizer], steps: int
+) -> dict[str, Any]:
+    """Returns the weights of a module, their average and the state of its optimizers as arrays."""
     return {
-        "params": {name: to_array(one) for name, one in module.named_parameters()},
+        "params": {name: to_array(one) for name, one in average.last().items()},
         "buffers": {name: to_array(one) for name, one in module.named_buffers()},
         "optimizers": {
             str(number): arrays for number, one in enumerate(optimizers) if (arrays := optimizer_arrays(one))
         },
+        "average": average.arrays(),
         "step": np.asarray(steps),
     }
 

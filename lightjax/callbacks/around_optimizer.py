@@ -235,6 +235,9 @@ def averaged(state: Any) -> Any:
       >>> float(state.params["w"]), float(averaged(state).params["w"])
       (-2.0, -1.5)
     """
+    # A state of another kind, such as a torch module's, does it itself.
+    if callable(own := getattr(state, "averaged", None)) and (found := own()) is not None:
+        return found
     if not nodes_of(state, Averaged):
         raise ConfigurationError(
             "averaged was called on a state without an average; train with callbacks=[lj.EMA(decay=0.999)]."

@@ -27,6 +27,9 @@ class LearningRateMonitor(Callback):
       log_momentum: report `momentum` as well, or the first moment's decay `b1`, as `optax.inject_hyperparams` keeps it.
       log_weight_decay: report `weight_decay` likewise.
 
+    Attributes:
+      others: what is reported besides, and the names it may have where it is kept.
+
     Raises:
       ConfigurationError: (when the run begins) no learning rate is found, or nothing else that is asked for.
     """
@@ -42,17 +45,21 @@ class LearningRateMonitor(Callback):
         self._wanted = every_n_steps
         self.every_n_steps = every_n_steps or None
         self.schedule = schedule
-        self._others = {"momentum": ("momentum", "b1")} if log_momentum else {}
-        self._others |= {"weight_decay": ("weight_decay",)} if log_weight_decay else {}
+        self.others = {"momentum": ("momentum", "b1")} if log_momentum else {}
+        self.others |= {"weight_decay": ("weight_decay",)} if log_weight_decay else {}
+
+    def period(self, log_every_n_steps: int) -> int | None:
+        """Returns the steps between two looks; None where it looks at the ends of epochs."""
+        return log_every_n_steps if self._wanted is None else self._wanted or None
 
     def setup(self, run: Run, stage: Stage) -> None:
         """Finds the learning rates."""
         if stage != "fit":
             return
-        self.every_n_steps = run.trainer.log_every_n_steps if self._wanted is None else self._wanted or None
+        self.every_n_steps = self.period(run.trainer.log_every_n_steps)
         self._read = jax.jit(self._rates)
         found = jax.eval_shape(self._rates, run.state)
-        if missing := [kind for kind in self._others if not any(name.startswith(kind) for name in found)]:
+        if missing := [kind for kind in self.others if not any(name.startswith(kind) for name in found)]:
             raise ConfigurationError(
                 f"LearningRateMonitor found no {' and no '.join(missing)} in the state's optimizers; build the "
                 f"optimizer with optax.inject_hyperparams, or leave out log_{missing[0]}=True."
@@ -73,7 +80,7 @@ class LearningRateMonitor(Callback):
             run.log(self._read(run.state))
 
     def _rates(self, state: Any) -> dict[str, jax.Array]:
-        others = injected_hyperparameters(state, self._others)
+        others = injected_hyperparameters(state, self.others)
         if self.schedule is not None:
             return {"learning_rate": jnp.float32(self.schedule(state.step))} | others
         return named_learning_rates(state) | others

@@ -87,16 +87,25 @@ class StochasticWeightAveraging(Callback):
         """Evaluates the average, once there is one."""
         return averaged(state) if nodes_of(state, Averaged) else state
 
+    def first_epoch(self, max_epochs: int | None) -> int:
+        """Returns the first epoch that is averaged, in a run of so many.
+
+        Raises:
+          ConfigurationError: it is a share of epochs that nobody limited.
+        """
+        start = self.swa_epoch_start
+        if not isinstance(start, float):
+            return start
+        if max_epochs is None:
+            raise ConfigurationError(
+                f"StochasticWeightAveraging(swa_epoch_start={start}) is a share of max_epochs, which the trainer has "
+                "not; give an epoch."
+            )
+        return int(start * max_epochs)
+
     def on_fit_start(self, run: Run) -> None:
         """Finds the first epoch that is averaged, and the learning rates."""
-        self._start = self.swa_epoch_start
-        if isinstance(self._start, float):
-            if run.trainer.max_epochs is None:
-                raise ConfigurationError(
-                    f"StochasticWeightAveraging(swa_epoch_start={self._start}) is a share of max_epochs, which the "
-                    "trainer has not; give an epoch."
-                )
-            self._start = int(self._start * run.trainer.max_epochs)
+        self._start = self.first_epoch(run.trainer.max_epochs)
         for one in train_states(run.state).values():
             if list(learning_rates(one.optimizer, one.opt_state)) != [""]:
                 raise ConfigurationError(

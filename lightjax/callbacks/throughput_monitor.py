@@ -43,7 +43,7 @@ class ThroughputMonitor(Callback):
     Args:
       every_n_steps: how often; as often as training metrics when None.
       tokens: `batch -> tokens in it`, given the shapes of a batch.
-      flops_per_step: operations of a step; counted by XLA from the traced step when None.
+      flops_per_step: operations of a step; counted by XLA from the traced step when None (not those of torch modules).
       peak_flops: of one device; looked up by its name when None.
     """
 

@@ -46,7 +46,7 @@ class WeightAveraging(Callback):
                 f"{type(self).__name__} got update_every_n_steps={update_every_n_steps}, "
                 f"update_starting_at_step={update_starting_at_step}; the first is 1 at least, the second 0."
             )
-        self.share = share or (lambda count: 1.0 / (count + 1))
+        self.share = share
         self.update_every_n_steps = update_every_n_steps
         self.update_starting_at_step = update_starting_at_step
 
@@ -54,7 +54,8 @@ class WeightAveraging(Callback):
         """Puts the average into the state."""
 
         def make(inner: Any) -> Any:
-            return averaging(inner, self.share, every=self.update_every_n_steps, start=self.update_starting_at_step)
+            share = self.share or (lambda count: 1.0 / (count + 1))
+            return averaging(inner, share, every=self.update_every_n_steps, start=self.update_starting_at_step)
 
         return put_around(state, Averaged, make, type(self).__name__)
 

@@ -101,6 +101,10 @@ class Engine(Protocol):
         """Returns the data of an evaluation or prediction, as `lightjax.data.stage.stage_data` does."""
         ...
 
+    def stand_in(self, callback: Callback) -> Callback:
+        """Returns what runs in the place of one of the trainer's callbacks: itself, unless it works on other states."""
+        ...
+
     def create_state(self, key: jax.Array, batch: Any) -> Any:
         """Runs the task's `init`, compiled; every leaf is made where it is to lie."""
         ...
@@ -131,6 +135,14 @@ class Engine(Protocol):
 
     def restore_notes(self, notes: dict[str, Any]) -> None:
         """Takes back what `notes` returned, once the state is restored."""
+        ...
+
+    def flops_per_step(self, state: Any, batch: Any) -> float | None:
+        """Counts the floating-point operations of a train step, given shapes; None where nobody can tell."""
+        ...
+
+    def gauges(self) -> Mapping[str, Any]:
+        """Returns what an engine of the task's own measures, for the loggers: numbers, which are read late."""
         ...
 
     def summarize(self, state: Any) -> Summary:

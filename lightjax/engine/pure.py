@@ -68,9 +68,22 @@ class PureEngine:
         """Returns the data of an evaluation or prediction."""
         return stage_data(stage, data, datamodule, limit, self.share)
 
+    def stand_in(self, callback: Callback) -> Callback:
+        """Returns the callback: they are written for states like these."""
+        return callback
+
     def facts(self) -> Mapping[str, str]:
         """Returns nothing: what is to be said follows from the programs and the state."""
         return {}
+
+    def gauges(self) -> Mapping[str, Any]:
+        """Returns nothing: learning rates and memory follow from the state."""
+        return {}
+
+    def flops_per_step(self, state: Any, batch: Any) -> float | None:
+        """Traces the train step and asks XLA."""
+        lowered = jax.jit(self.task.train_step).lower(_tree.abstract(state), batch)
+        return (lowered.cost_analysis() or {}).get("flops")
 
     def present_state(self) -> None:
         """Returns None: `init` makes states, and nothing else does."""

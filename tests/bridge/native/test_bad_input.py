@@ -160,9 +160,6 @@ def test_data_that_is_none():
 def test_arguments_that_are_for_jax_or_for_optimizers_of_the_trainer():
     with pytest.raises(ConfigurationError, match="microbatches, which belongs to gradients of JAX"):
         fit(Model(), microbatches=2)
-    arguments = {"barebones": False, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    with pytest.raises(ConfigurationError, match="EMA keeps what it needs in the state of a JAX task"):
-        fit(Model(), callbacks=[lj.EMA(0.9)], **arguments)
 
     class Manual(Model):
         def __init__(self) -> None:

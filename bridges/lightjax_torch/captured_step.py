@@ -16,11 +16,12 @@ from lightjax_torch.counters import Answers, Counters
 from lightjax_torch.errors import WAY_OUT, CaptureError
 from lightjax_torch.function import meta
 from lightjax_torch.gradients import with_torch_gradients
+from lightjax_torch.metric_objects import check_joins
 from lightjax_torch.module_state import OF_THE_STEP, ModuleState, python_values, unchanged
 from lightjax_torch.parts import Part
 from lightjax_torch.paths import Paths
 from lightjax_torch.program import Program, origin
-from lightjax_torch.step_view import LoggedAs, StepView
+from lightjax_torch.step_view import StepView, dtypes_of
 from lightjax_torch.trainer_values import TrainerValues
 
 CARRIES = "carries:"
@@ -172,7 +173,7 @@ class Capture:
                 raise python_changes(module, part.name, [*seen["python"]], inside=inside)
         counters: Counters = seen["counters"]
         self.asked, self.used, self.read = counters.asked, counters.used, seen["view"].read
-        self.logged_as: dict[str, LoggedAs] = seen["view"].logged_as
+        self.logged_as: dict[str, Any] = seen["view"].logged_as
         outputs = self.graph.nest(self.program.outputs)
         if part.differentiated:
             outputs, gradients, _ = outputs
@@ -180,7 +181,8 @@ class Capture:
         else:
             self.with_gradient = []
         logged, state, trained, created, _ = outputs[1]
-        self.logged_dtypes = {name: jax_dtype(node.meta["val"].dtype) for name, node in logged.items()}
+        self.logged_dtypes = dtypes_of(logged)
+        check_joins(logged, self.logged_as, self.program.nodes)
         self._check_state(state, trained)
         self.created = self._not_constant(created)
         at = len(params) + len(model_state)
@@ -206,8 +208,11 @@ class Capture:
                 for (path, name), value in attributes.items():
                     module.get_submodule(path).__dict__[name] = value
                 before, held = python_values(module), tensors.read_attributes()
-                with view.attached(module), torch.set_grad_enabled(part.stage == "train"):
+                mode = torch.enable_grad() if part.stage == "train" else torch.no_grad()
+                with tensors.metrics.begun(), view.attached(module), mode:
                     outputs = part.run(module, batch, counters.number("batch_idx"))
+                gathers = part.differentiated or part.stage != "train"
+                view.take_objects(tensors.metrics, part.name, part.stage, gathers=gathers)
                 after = python_values(module)
                 seen["python"] = {place: leaves for place, leaves in after.items() if before.get(place) != leaves}
                 seen["attributes"] = {
@@ -221,7 +226,7 @@ class Capture:
             if replaced := [name for name in trained if read[name] is not trained[name]]:
                 raise CaptureError(f"{part.name} replaces parameters: {', '.join(replaced)}; {WAY_OUT}.")
             state = {name: left.get(name, kept[name]) if ":" in name else read[name] for name in kept}
-            created = {name: tensor for name, tensor in left.items() if name not in kept}
+            created = {n: tensor for n, tensor in left.items() if n not in kept and tensor is not held.get(n)}
             grads = {name: trained[name].grad for name in gradients}
             return outputs, _detached([view.logged, state, dict(trained), created, grads])
 

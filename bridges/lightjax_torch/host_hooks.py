@@ -16,7 +16,8 @@ from lightjax_torch.arrays import to_jax
 from lightjax_torch.errors import WAY_OUT, CaptureError
 from lightjax_torch.hook_attributes import AttributesOfSteps
 from lightjax_torch.hooks import overridden
-from lightjax_torch.module_state import python_values
+from lightjax_torch.metric_objects import as_numbers, is_metric_object
+from lightjax_torch.module_state import names_in_code, python_values
 from lightjax_torch.schedule import metric_of
 from lightjax_torch.step_view import attached_to
 from lightjax_torch.trainer_values import TrainerValues
@@ -40,6 +41,10 @@ _INSTEAD = {
     "validation_epoch_end": "self.log what is to be gathered",
     "test_epoch_end": "self.log what is to be gathered",
 }
+# Where the metrics of what ended are known.
+_ENDS = (
+    "on_train_epoch_end", "on_validation_epoch_end", "on_validation_end", "on_test_epoch_end", "on_test_end",
+)  # fmt: skip
 _OF_GRADIENTS = ("on_after_backward", "on_before_optimizer_step", "on_before_zero_grad", "on_before_backward")
 
 
@@ -220,9 +225,13 @@ class HostHooks(lj.Callback):
         view = HostView(run, task.values, stage)
         lent: dict[str, Any] = {"_trainer": view, "trainer": view, "log": view.log, "log_dict": view.log_dict}
         lent |= {"current_epoch": run.epoch, "global_step": run.step}
+        if name in _ENDS:
+            run.history.settle()  # metric objects then have the states of what ended
+        objects = task.tensors.metrics.lent(stage) if name in _ENDS else contextlib.nullcontext([])
         try:
-            with attached_to(module, lent):
+            with attached_to(module, lent), objects as metrics:
                 getattr(module, name)(*arguments)
+                self._check_objects(name, metrics, view)
             now, of_steps, strange = attributes.take_back(name)
             self._check(name, modes_before, trained, tensors, python, strange)
             if of_steps:
@@ -240,6 +249,16 @@ class HostHooks(lj.Callback):
                     tensor.copy_(given[one])
             for one, training in modes.items():
                 one.training = training
+
+    def _check_objects(self, name: str, metrics: list[Any], view: HostView) -> None:
+        used = [one for one in metrics if one._computed is not None and one._update_count]
+        kept = [type(one).__name__ for one in used if not any(one is logged for logged in view.objects)]
+        if kept and not names_in_code(self.module, "reset"):
+            raise CaptureError(
+                f"{name} computes the metric object {kept[0]} and nobody resets it: torch would go on gathering over "
+                "epochs, a ported module gathers each by itself. Call reset() after compute(), or self.log the "
+                f"object; or {WAY_OUT}."
+            )
 
     def _check(self, name: str, modes: Any, trained: Any, tensors: Any, python: Any, strange: list[str]) -> None:
         module = self.module
@@ -295,6 +314,9 @@ class HostView:
       run: what is going on.
       values: numbers of the trainer's.
       stage: what the hook is of: names of what it logs begin with it.
+
+    Attributes:
+      objects: metric objects that the hook logged.
     """
 
     world_size = num_devices = num_nodes = 1
@@ -303,6 +325,7 @@ class HostView:
 
     def __init__(self, run: Run, values: TrainerValues, stage: str) -> None:
         self._run, self._values, self._stage = run, values, stage
+        self.objects: list[Any] = []
         self.current_epoch, self.global_step = run.epoch, run.step
         self.sanity_checking = run.sanity_checking
         self.training = stage == "train"
@@ -339,8 +362,15 @@ class HostView:
             self._run.stop("trainer.should_stop")
 
     def log(self, name: str, value: Any, *_: Any, **__: Any) -> None:
-        """Reports a number at once."""
-        if not self._run.sanity_checking:
+        """Reports a number at once; of a metric object, what it computes of the epoch."""
+        if is_metric_object(value):
+            self.objects.append(value)
+            found = as_numbers(value.compute())
+            value = found if isinstance(found, Mapping) else float(found)
+        if isinstance(value, Mapping):
+            for key, one in value.items():
+                self.log(f"{name}/{key}", float(one))
+        elif not self._run.sanity_checking:
             value = value.detach().item() if isinstance(value, torch.Tensor) else float(value)
             self._run.log({f"{self._stage}/{name}": value})
 

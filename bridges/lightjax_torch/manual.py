@@ -24,6 +24,7 @@ from lightjax_torch.counters import Answers, Counters
 from lightjax_torch.errors import WAY_OUT, CaptureError
 from lightjax_torch.function import meta
 from lightjax_torch.host_hooks import reading
+from lightjax_torch.metric_objects import check_joins
 from lightjax_torch.module_state import ModuleState, names_in_code, python_values, unchanged
 from lightjax_torch.optim import begins_at_zero
 from lightjax_torch.parts import by_itself
@@ -31,7 +32,7 @@ from lightjax_torch.paths import Paths
 from lightjax_torch.program import Program
 from lightjax_torch.schedule import optimizers_and_schedulers
 from lightjax_torch.source_lines import current_line
-from lightjax_torch.step_view import StepView
+from lightjax_torch.step_view import StepView, dtypes_of
 from lightjax_torch.trainer_values import NoTrainerError, TrainerValues
 
 Tensors = Mapping[str, Any]
@@ -262,8 +263,9 @@ class ManualCapture:
             with unchanged(module), tensors.holding(trained | kept):
                 tensors.restore_modes()
                 before = python_values(module)
-                with view.attached(module), _manual(module, optimizers, view):
+                with tensors.metrics.begun(), view.attached(module), _manual(module, optimizers, view):
                     owner.call(module, batch, counters.number("batch_idx"))
+                view.take_objects(tensors.metrics, "training_step", "train")
                 changed = [place for place, leaves in python_values(module).items() if before.get(place) != leaves]
                 after = tensors.read([*given, *(name for name in kept if ":" not in name)])
                 attributes = tensors.read_attributes()
@@ -321,7 +323,8 @@ class ManualCapture:
         self.asked, self.used = seen["counters"].asked, seen["counters"].used
         self.read, self.logged_as, self.steps = view.read, view.logged_as, view.steps
         logged = self.graph.nest(self.program.outputs)[3]
-        self.logged_dtypes = {name: jax_dtype(node.meta["val"].dtype) for name, node in logged.items()}
+        self.logged_dtypes = dtypes_of(logged)
+        check_joins(logged, self.logged_as, self.program.nodes)
 
     def __call__(self, batch: Any, numbers: Any, params: Any, model_state: Any, opt_tensors: Any, key: Any) -> Any:
         """Runs it: returns `((parameters, model state, optimizers' tensors, steps of optimizers), logged)`."""

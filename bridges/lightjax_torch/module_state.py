@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from lightjax_torch.metric_objects import MetricObjects, is_collection, is_metric_object
+
 # In the place of a number that only exists while a step runs.
 OF_THE_STEP = "a value of the step"
 
@@ -36,6 +38,7 @@ class ModuleState:
       buffers: likewise, buffers that are not persistent included.
       attributes: tensors kept on plain attributes, alone or in lists, tuples and dicts: `path:name/number`.
       aliases: further names of tied tensors, and the first name of each.
+      metrics: the metric objects in the module; their states are none of the module's.
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
@@ -57,6 +60,7 @@ class ModuleState:
                     first[id(tensor)] = name
                     found[name] = tensor
         self._owned = set(first)
+        self.metrics = MetricObjects(module)
         # How the tensors of an attribute nest, by `path:name`.
         self.structures: dict[str, pytree.TreeSpec] = {}
         self.attributes = self.read_attributes()
@@ -65,6 +69,8 @@ class ModuleState:
         """Returns the tensors on plain attributes as they are now."""
         found: dict[str, torch.Tensor] = {}
         for path, module in self.module.named_modules():
+            if is_metric_object(module) or is_collection(module):
+                continue
             held = {id(tensor) for tensor in (*module._parameters.values(), *module._buffers.values())}
             for name, value in module.__dict__.items():
                 if name in _MACHINERY or isinstance(value, torch.nn.Module):
@@ -144,7 +150,7 @@ def python_values(module: torch.nn.Module) -> dict[tuple[str, str], tuple[Any, .
     """
     found: dict[tuple[str, str], tuple[Any, ...]] = {}
     for path, one in module.named_modules():
-        if isinstance(one, torch.jit.ScriptModule):
+        if isinstance(one, torch.jit.ScriptModule) or is_metric_object(one) or is_collection(one):
             continue
         for name, value in one.__dict__.items():
             torchs = name.startswith("_") and type(one).__module__.startswith("torch.nn.")

@@ -11,6 +11,7 @@ _LIBRARY = torch.library.Library("lightjax", "FRAGMENT")
 _LIBRARY.define("one_minus_power(float base, Tensor exponent) -> Tensor")
 _LIBRARY.define("one_minus_power.Tensor(Tensor base, Tensor exponent) -> Tensor")
 _LIBRARY.define("cotangent(Tensor output, int place) -> Tensor")
+_LIBRARY.define("state_before(Tensor like, Tensor state) -> Tensor")
 _LIBRARY.define(
     "rnn(str cell, Tensor input, Tensor[] hidden, Tensor[] weights, bool has_biases, int num_layers, "
     "bool bidirectional, bool batch_first) -> Tensor[]"
@@ -103,6 +104,7 @@ def _rnn_backward_shapes(cell: str, inputs: Any, hidden: Any, weights: Any, *_: 
 _LIBRARY.impl("one_minus_power", lambda base, exponent: torch.empty_like(exponent), "Meta")
 _LIBRARY.impl("one_minus_power.Tensor", lambda base, exponent: torch.empty_like(exponent), "Meta")
 _LIBRARY.impl("cotangent", lambda output, place: torch.empty_like(output), "Meta")
+_LIBRARY.impl("state_before", lambda like, state: torch.empty_like(like), "Meta")
 _LIBRARY.impl("rnn", _rnn_shapes, "Meta")
 _LIBRARY.impl("rnn_backward", _rnn_backward_shapes, "Meta")
 _LIBRARY.impl("ctc", lambda log_probs, *_: log_probs.new_empty((log_probs.shape[1],)), "Meta")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from lightjax.metrics import batch_size
 from lightjax_torch.counters import Answers, Expression, evaluate
 from lightjax_torch.errors import WAY_OUT, CaptureError
+from lightjax_torch.metric_objects import Gathered
 
 if TYPE_CHECKING:
     pass
@@ -72,8 +73,23 @@ class Paths:
         self._logged_as = {n: how for one in self.captures for n, how in one.logged_as.items()}
         self._dtypes = {
             n: jnp.result_type(*(one.logged_dtypes[n] for one in self.captures if n in one.logged_dtypes))
-            for n in self._logged_as
+            for n in {n for one in self.captures for n in one.logged_dtypes}
         }
+        self._check_objects()
+
+    def _check_objects(self) -> None:
+        names: dict[str, set[str]] = {}
+        for one in self.captures:
+            here: dict[str, set[str]] = {}
+            for name, how in one.logged_as.items():
+                if isinstance(how, Gathered):
+                    here.setdefault(how.path, set()).add(name)
+            for path, found in here.items():
+                if names.setdefault(path, found) != found:
+                    raise CaptureError(
+                        f"{self._name} updates the metric object {path} in some steps that log it and in some that do "
+                        f"not; log it in every step that updates it, or {WAY_OUT}."
+                    )
 
     def _grown(self, answers: Sequence[tuple[Expression, bool]]) -> Any:
         capture = self._make(answers)
@@ -114,7 +130,7 @@ class Paths:
             metrics = {
                 name: how.metric(logged[name])
                 if name in self._always
-                else how.metric_or_none(logged.get(name), self._dtypes[name], examples)
+                else how.metric_or_none(logged.get(name), self._dtypes.get(name), examples)
                 for name, how in self._logged_as.items()
             }
             return outputs, metrics, *rest

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import torch
 
 import lightjax as lj
+from lightjax_torch.arrays import jax_dtype
 from lightjax_torch.counters import Counters, Number
 from lightjax_torch.errors import WAY_OUT, CaptureError
+from lightjax_torch.metric_objects import MetricObjects, is_metric_object
 from lightjax_torch.source_lines import current_line
 from lightjax_torch.trainer_values import TrainerValues
 
@@ -63,8 +65,9 @@ class StepView:
     """
 
     def __init__(self, counters: Counters, values: TrainerValues, *, training: bool) -> None:
-        self.logged: dict[str, torch.Tensor] = {}
-        self.logged_as: dict[str, LoggedAs] = {}
+        self.logged: dict[str, Any] = {}
+        self.logged_as: dict[str, Any] = {}
+        self._objects: dict[str, Any] = {}
         self.read: dict[str, Any] = {}
         self.training = training
         self.sanity_checking = False
@@ -111,6 +114,9 @@ class StepView:
         **_: Any,
     ) -> None:
         """Takes a value of the module's `self.log`."""
+        if is_metric_object(value):
+            self._objects[name] = value
+            return
         if isinstance(value, Number):
             value = value.tensor()
         if not isinstance(value, torch.Tensor | int | float) or (
@@ -118,8 +124,7 @@ class StepView:
         ):
             raise CaptureError(
                 f"{current_line()}: self.log({name!r}, ...) got {_kind(value)}; a ported step logs scalars: "
-                f"reduce it first, value.mean(); a torchmetrics object logs metric(preds, target), its value of this "
-                "batch."
+                "reduce it first, value.mean()."
             )
         if reduce_fx not in _REDUCTIONS:
             raise CaptureError(
@@ -135,6 +140,11 @@ class StepView:
         """Takes several values."""
         for name, value in dictionary.items():
             self.log(name, value, *args, **kwargs)
+
+    def take_objects(self, metrics: MetricObjects, part: str, stage: str, *, gathers: bool = True) -> None:
+        """Takes what a part did to metric objects; arguments as for `MetricObjects.left`."""
+        for name, (states, how) in metrics.left(self._objects, part, stage, gathers=gathers).items():
+            self.logged[name], self.logged_as[name] = states, how
 
     @contextlib.contextmanager
     def attached(self, module: torch.nn.Module) -> Iterator[None]:
@@ -155,6 +165,11 @@ class StepView:
             f"{current_line()}: manual_backward was called, but automatic_optimization is True; set "
             "self.automatic_optimization = False in __init__."
         )
+
+
+def dtypes_of(logged: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the dtypes of logged numbers, which are nodes of a graph here, by name."""
+    return {name: jax_dtype(node.meta["val"].dtype) for name, node in logged.items() if isinstance(node, torch.fx.Node)}
 
 
 @contextlib.contextmanager

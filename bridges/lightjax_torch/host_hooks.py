@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import torch
 
@@ -116,6 +117,23 @@ class HostHooks(lj.Callback):
     def __init__(self, task: PortedTask) -> None:
         self.task = task
         self.module: Any = task.module
+        self._without_values = False
+
+    def miss_values(self) -> None:
+        """Notes that `init` ran on a module without values."""
+        self._without_values = True
+
+    def setup(self, run: Run, stage: str) -> None:
+        """Refuses a state that `init` made of nothing.
+
+        Raises:
+          ConfigurationError: the module is on the meta device.
+        """
+        if self.task.tensors.on_meta:
+            jax.effects_barrier()
+            missed, self._without_values = self._without_values, False
+            if missed:
+                self.task.tensors.check_values()
 
     def on_fit_start(self, run: Run) -> None:
         """Calls the module's hook."""
@@ -206,6 +224,7 @@ class HostHooks(lj.Callback):
 
     def _run(self, run: Run, name: str, stage: str, *arguments: Any) -> None:
         task, module = self.task, self.module
+        task.tensors.check_values()
         tensors = task.tensors.parameters | task.tensors.buffers | task.tensors.attributes
         given = {one: tensor.detach().clone() for one, tensor in tensors.items()}
         modes = {one: one.training for one in module.modules()}

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import torch
 from torch.utils import _pytree as pytree
 
+from lightjax.errors import ConfigurationError
+from lightjax_torch.arrays import jax_dtype, to_jax
 from lightjax_torch.metric_objects import MetricObjects, is_collection, is_metric_object
 
 # In the place of a number that only exists while a step runs.
@@ -82,6 +86,36 @@ class ModuleState:
                         if id(leaf) not in self._owned and id(leaf) not in held:
                             found[f"{path}:{name}/{number}"] = leaf
         return found
+
+    @property
+    def on_meta(self) -> list[str]:
+        """Names of the tensors that are on the meta device, where nothing has values."""
+        known = self.parameters | self.buffers | self.attributes
+        return [name for name, tensor in known.items() if tensor.device.type == "meta"]
+
+    def check_values(self) -> None:
+        """Refuses tensors without values.
+
+        Raises:
+          ConfigurationError: some are on the meta device.
+        """
+        if found := self.on_meta:
+            raise ConfigurationError(
+                f"{found[0]!r} and {len(found) - 1} more tensors are on the meta device and have no values; such a "
+                "module can be planned, trainer.plan(task, batch). To train it, materialize it: make it outside of "
+                "`with torch.device('meta')`, or module.to_empty(device='cpu') and load weights."
+            )
+
+    def arrays(self, names: Sequence[str]) -> dict[str, jax.Array]:
+        """Returns tensors as arrays; what has no values is NaN, or 0."""
+        known = self.parameters | self.buffers | self.attributes
+        values = to_jax({name: known[name] for name in names if known[name].device.type != "meta"})
+
+        def without(tensor: torch.Tensor) -> jax.Array:
+            inexact = tensor.is_floating_point() or tensor.is_complex()
+            return jnp.full(tuple(tensor.shape), jnp.nan if inexact else 0, jax_dtype(tensor.dtype))
+
+        return {name: values[name] if name in values else without(known[name]) for name in names}
 
     def restore_modes(self) -> None:
         """Puts every part of the module into the mode, training or evaluation, that it was given in."""

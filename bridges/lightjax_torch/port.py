@@ -141,15 +141,13 @@ class PortedTask:
         """Returns the state of step 0, with the module's weights."""
         if self._verifying is not None:
             jax.debug.callback(self._verifying.take, batch)
-        known = self.tensors.parameters | self.tensors.buffers | self.tensors.attributes
-        on_meta = [name for name, tensor in known.items() if tensor.device.type == "meta"]
-        if on_meta:
-            raise ConfigurationError(
-                f"{on_meta[0]!r} and {len(on_meta) - 1} more tensors are on the meta device and have no values to "
-                "begin with; materialize the module, or give a state, trainer.fit(..., state=...)."
-            )
-        params = to_jax({name: known[name] for name in self._trained})
-        model_state = to_jax({name: known[name] for name in self._kept})
+        if self.tensors.on_meta:
+            # A plan traces this for shapes and never runs it.
+            if not isinstance(key, jax.core.Tracer):
+                self.tensors.check_values()
+            jax.debug.callback(self._hooks.miss_values)
+        params = self.tensors.arrays(self._trained)
+        model_state = self.tensors.arrays(self._kept)
         if self._manual is not None:
             return self._manual.init(params, model_state, batch, key)
         self._configure()
@@ -319,13 +317,17 @@ class PortedTask:
         }
 
     def to_torch(self, state: lj.TrainState) -> torch.nn.Module:
-        """Returns the module with the weights of a state; the same module, changed in place."""
+        """Returns the module with the weights of a state; the same module, changed in place.
+
+        Raises:
+          ConfigurationError: the module is on the meta device.
+        """
+        self.tensors.check_values()
         self.module.load_state_dict(self.state_dict(state), strict=True)
         found = to_torch(self._without_carried(state.model_state))
         with torch.no_grad():
             for name, tensor in (self.tensors.buffers | self.tensors.attributes).items():
-                if tensor.device.type != "meta":  # those that no state_dict has
-                    tensor.copy_(found[name])
+                tensor.copy_(found[name])  # those that no state_dict has
         return self.module
 
     def optimizer_to_torch(self, state: lj.TrainState) -> torch.optim.Optimizer:

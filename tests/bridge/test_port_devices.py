@@ -2,11 +2,13 @@
 
 import copy
 
+import jax
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from lightjax.errors import ConfigurationError  # noqa: E402
 from lightjax_torch import port_task  # noqa: E402
 from tests.bridge.test_port import Regression, by_hand, sequences  # noqa: E402
 from tests.models import quiet  # noqa: E402
@@ -37,3 +39,22 @@ def test_bf16_trains_a_ported_module():
         # 8 bits of mantissa in 4 steps of size 0.1.
         np.testing.assert_allclose(ours[name].numpy(), tensor.numpy(), atol=2e-2, err_msg=name)
         assert ours[name].dtype == torch.float32
+
+
+def test_a_module_without_values_is_planned_and_trained_from_a_state():
+    batches = sequences(2)
+    with torch.device("meta"):
+        task = port_task(Regression())
+    arrays = jax.tree.map(lambda tensor: tensor.numpy(), batches[0])
+    assert quiet(max_epochs=1).plan(task, arrays).shardings["params/net.0.weight"] == "whole"
+    with pytest.raises(ConfigurationError, match="on the meta device and have no values"):
+        quiet(max_epochs=1).fit(task, batches)
+    real = Regression()
+    state = port_task(real).init(jax.random.key(0), arrays)
+    result = quiet(max_epochs=1).fit(task, batches, state=state)
+    by_hand(real, batches)
+    found = task.state_dict(result.state)
+    for name, tensor in real.state_dict().items():
+        np.testing.assert_allclose(found[name].numpy(), tensor.numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
+    with pytest.raises(ConfigurationError, match="materialize it"):
+        task.to_torch(result.state)

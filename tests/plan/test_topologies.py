@@ -20,6 +20,28 @@ for name, topology, strategy, batch, task, steps in json.loads(sys.argv[1]):
     trainer = lj.Trainer(max_epochs=1, strategy=strategy)
     plan = trainer.plan(gpt_task(**task), gpt_batch(*batch), topology=topology, steps_per_call=steps)
     print(json.dumps([name, str(plan), json.loads(plan.to_json())]))
+
+if sys.argv[2] == "ported":
+    import numpy as np, torch
+    from lightjax_torch import from_torch
+
+    class Head(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = torch.nn.Embedding(1 << 16, 1 << 16)
+            self.out = torch.nn.Linear(1 << 16, 1)
+
+        def training_step(self, batch, batch_idx):
+            return self.out(self.embed(batch)).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters())
+
+    with torch.device("meta"):
+        task = from_torch(Head(), backend="jax")
+    trainer = lj.Trainer(max_epochs=1, strategy="fsdp")
+    plan = trainer.plan(task, np.zeros(64, np.int32), topology="v5e:4x4")
+    print(json.dumps(["ported", str(plan), json.loads(plan.to_json())]))
 """
 SMALL = {"layers": 2, "width": 128, "vocabulary": 1024}
 CASES = [
@@ -49,7 +71,8 @@ def plans():
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0"}
     paths = [str(ROOT), str(ROOT / "examples"), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
-    command = [sys.executable, "-c", PROGRAM, json.dumps(CASES)]
+    bridge = importlib.util.find_spec("torch") is not None
+    command = [sys.executable, "-c", PROGRAM, json.dumps(CASES), "ported" if bridge else ""]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return {name: plan | {"text": text} for name, text, plan in map(json.loads, filter(None, done.stdout.splitlines()))}
@@ -97,3 +120,13 @@ def test_pmap_and_several_steps_a_call_compile_too(plans, name):
     assert plans[name]["fits"] is True
     assert plans[name]["steps"] == (4 if name == "fused" else 1)
     assert any(one["kind"] in ("all-reduce", "reduce-scatter") for one in plans[name]["collectives"])
+
+
+def test_a_torch_module_of_four_billion_parameters_is_planned_without_memory(plans):
+    pytest.importorskip("torch")
+    plan = plans["ported"]
+    assert plan["devices"] == 16
+    assert plan["fits"] is True
+    # Parameters and both moments of Adam in float32, over all chips; no host of these tests has 51 GB.
+    assert plan["memory"]["argument"] == pytest.approx(12 * 2**32 / 16, rel=0.05)
+    assert plan["shardings"]["params/embed.weight"] == "data, None"

@@ -88,9 +88,11 @@ class Average:
 
     def _join(self, averages: list[torch.Tensor], newest: list[torch.Tensor]) -> None:
         if not self.averaged:
-            torch._foreach_copy_(averages, newest)
+            for average, new in zip(averages, newest, strict=True):
+                average.copy_(new)
         elif self.share is not None:
-            torch._foreach_lerp_(averages, newest, float(self.share(np.int32(self.averaged))))
+            weight = float(self.share(np.int32(self.averaged)))
+            torch._foreach_lerp_(averages, newest, weight)  # pyright: ignore[reportPrivateImportUsage]
         elif (device := averages[0].device).type == "cpu":
             # AveragedModel divides on the CPU and interpolates on GPUs: the last bits differ.
             count, join = torch.tensor(self.averaged), get_swa_avg_fn()

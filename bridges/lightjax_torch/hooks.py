@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 # Where Lightning, torch and the stand-ins define what a hook does unless a module says otherwise.
 _DEFAULTS = (
-    "lightning.pytorch.core.", "lightning.pytorch.callbacks.", "pytorch_lightning.core.",
-    "pytorch_lightning.callbacks.", "lightjax_torch.module", "torch.nn.modules.module",
+    "lightning.pytorch.core.", "lightning.pytorch.callbacks.callback", "pytorch_lightning.core.",
+    "pytorch_lightning.callbacks.callback", "lightjax_torch.module", "torch.nn.modules.module",
 )  # fmt: skip
 
 

@@ -292,18 +292,19 @@ class LightningModule(_WithHyperparameters, torch.nn.Module):
     def load_from_checkpoint(
         cls, checkpoint_path: str | os.PathLike[str], *, strict: bool = True, **kwargs: Any
     ) -> Self:
-        """Makes a module from a Lightning checkpoint; never unpickles code.
+        """Makes a module from a checkpoint; never unpickles code.
 
         Args:
-          checkpoint_path: a `.ckpt` file.
+          checkpoint_path: a `.ckpt` file of Lightning, or the directory of a checkpoint of lightjax; of that, the
+            weights that were evaluated: the average where there is one.
           strict: every weight must fit.
           **kwargs: arguments of `__init__`, instead of the saved hyperparameters.
         """
-        from lightjax_torch.lightning_checkpoint import read_checkpoint
+        from lightjax_torch.lightning_checkpoint import load_weights_of, read_checkpoint
 
         found = read_checkpoint(checkpoint_path)
         module = cls(**(found.get("hyper_parameters", {}) | kwargs))
-        module.load_state_dict(found["state_dict"], strict=strict)
+        load_weights_of(module, found["state_dict"], strict=strict)
         return module
 
 

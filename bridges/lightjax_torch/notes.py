@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from lightjax.data.position import decode, encode
@@ -29,6 +31,7 @@ def notes(engine: TorchEngine) -> dict[str, Any]:
         "scaler": None if engine.numerics.scaler is None else engine.numerics.scaler.state_dict(),
         "optimizer_steps": engine.optimizer_steps,
         "average": engine.average.wanted,
+        "hyper_parameters": _plain(engine.hyperparameters),
         **_of_process(engine),
         "module": _saved_by_module(engine),
         "callbacks": [one.state_dict() for one in engine.calls.callbacks],
@@ -74,6 +77,16 @@ def _encoded(engine: TorchEngine, found: dict[str, Any]) -> dict[str, Any]:
                 f"A checkpoint holds arrays and JSON, never pickles, but the {name} of "
                 f"{type(engine.module).__name__} hold {what}; keep numbers, strings, arrays and tensors there."
             ) from error
+    return kept
+
+
+def _plain(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Picks the hyperparameters that a checkpoint can hold; a module made of it anew is given the others."""
+    kept = {}
+    for name, value in hyperparameters.items():
+        with suppress(CheckpointError):
+            encode(value)
+            kept[name] = value
     return kept
 
 

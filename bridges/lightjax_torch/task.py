@@ -10,7 +10,7 @@ import torch
 
 from lightjax.errors import ConfigurationError
 from lightjax_torch.engine import TorchEngine
-from lightjax_torch.lightning_checkpoint import read_checkpoint
+from lightjax_torch.lightning_checkpoint import load_weights_of, read_checkpoint
 from lightjax_torch.processes import Processes
 from lightjax_torch.state import TorchState
 
@@ -96,9 +96,9 @@ class TorchTask:
         save_file({name: one.contiguous().clone() for name, one in self.state_dict(state).items()}, os.fspath(path))
 
     def load_checkpoint(self, path: str | os.PathLike[str], *, strict: bool = True) -> None:
-        """Loads the weights of a Lightning `.ckpt` into the module; runs no code that is in it.
+        """Loads the weights of a Lightning `.ckpt`, or of a directory of ours, into the module; runs no code in it.
 
         Raises:
           CheckpointError: it cannot be read without a pickle.
         """
-        self.module.load_state_dict(read_checkpoint(path)["state_dict"], strict=strict)
+        load_weights_of(self.module, read_checkpoint(path)["state_dict"], strict=strict)

@@ -208,6 +208,11 @@ class Trainer(lightjax.Trainer):
         return next((one for one in self.callbacks if isinstance(one, lightjax.ModelCheckpoint)), None)
 
     @property
+    def early_stopping_callback(self) -> Any:
+        """The callback that ends a run early; None without one."""
+        return next((one for one in self.callbacks if isinstance(one, lightjax.EarlyStopping)), None)
+
+    @property
     def model(self) -> Any:
         """The module that was run last; None before."""
         return getattr(self._engine, "module", None)

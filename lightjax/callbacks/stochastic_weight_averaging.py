@@ -70,7 +70,7 @@ class StochasticWeightAveraging(Callback):
         self.swa_lrs = swa_lrs
         self.swa_epoch_start = swa_epoch_start
         self.annealing_epochs = annealing_epochs
-        self.annealing_strategy = annealing_strategy
+        self.annealing_strategy: Literal["cos", "linear"] = annealing_strategy
         self._average = jax.jit(_with_these)
 
     def extend_state(self, state: Any) -> Any:

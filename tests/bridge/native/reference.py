@@ -65,7 +65,10 @@ def train(
     np.random.seed(seed)
     torch.manual_seed(seed)
     with quietly() if trainer_class is lightning.Trainer else nullcontext():
-        outcome = Outcome(make(), trainer_class(**QUIET, **arguments))
+        given = {
+            name: value() if name == "callbacks" and callable(value) else value for name, value in arguments.items()
+        }
+        outcome = Outcome(make(), trainer_class(**QUIET, **given))
         _record(outcome)
         made = [one() if callable(one) else one for one in data]
         outcome.trainer.fit(outcome.module, *made, datamodule=None if datamodule is None else datamodule())

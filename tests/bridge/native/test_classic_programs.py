@@ -116,6 +116,10 @@ def test_an_mlp_with_a_data_module_checkpoints_and_early_stopping(tmp_path):
     assert result.metrics["val_loss"] < 1.5
     assert trainer.callback_metrics["val_loss"].item() == pytest.approx(result.metrics["val_loss"])
     assert (tmp_path / "best" / f"mnist-epoch=02-val_loss={keeper.best_model_score:.2f}").exists()
+    again = LitMLP.load_from_checkpoint(keeper.best_model_path)
+    assert again.hparams == model.hparams
+    [validated] = trainer.validate(again, datamodule=data)
+    assert validated["val_loss"] == pytest.approx(keeper.best_model_score)
     [validated] = trainer.validate(model, datamodule=data, ckpt_path=keeper.best_model_path)
     assert validated["val_loss"] == pytest.approx(keeper.best_model_score)
 

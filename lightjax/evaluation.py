@@ -140,8 +140,8 @@ class Evaluation:
 
 def trace(engine: Engine, state: Any, loaders: Mapping[str, Source]) -> None:
     """Traces the eval step for every loader, which checks its contract; does not compile."""
-    for name, data in loaders.items():
-        engine.trace_eval(state, data.first(), program(name))
+    for number, (name, data) in enumerate(loaders.items()):
+        engine.trace_eval(state, data.first(), program(name), number)
 
 
 def metric_names(engine: Engine, stage: str, loaders: Mapping[str, Source]) -> list[str]:

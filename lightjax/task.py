@@ -17,7 +17,9 @@ Batch = TypeVar("Batch")
 class TaskLike(Protocol):
     """What `Trainer` takes: a `Task`, or any object with these methods.
 
-    `eval_step(state, batch) -> metrics` is needed to evaluate, `predict_step(state, batch) -> outputs` to predict.
+    `eval_step(state, batch) -> metrics` is needed to evaluate (an argument `batch_idx` gets the number of the batch,
+    int32 scalar, an argument `dataloader_idx` that of the loader, a Python int), `predict_step(state, batch) ->
+    outputs` to predict.
     Every method is traced and compiled: it sees arrays without values, and runs in Python only once.
     """
 
@@ -37,7 +39,9 @@ class Task(Generic[State, Batch]):
     Attributes:
       init: `(key, batch) -> state`; compiled; `key` is `jax.random.key(trainer.seed)`, `batch` a real batch.
       train_step: `(state, batch) -> (state, metrics)`; compiled, the state is donated.
-      eval_step: `(state, batch) -> metrics`, for `validate`, `test` and the evaluation in `fit`.
+      eval_step: `(state, batch) -> metrics`, for `validate`, `test` and the evaluation in `fit`. An argument
+        `batch_idx` gets the number of the batch in its loader, int32 scalar; an argument `dataloader_idx` that of the
+        loader, a Python int.
       predict_step: `(state, batch) -> outputs`, for `predict`; every output leaf has the batch as its first axis.
 
     Example:
@@ -51,7 +55,7 @@ class Task(Generic[State, Batch]):
 
     init: Callable[[Any, Batch], State]
     train_step: Callable[[State, Batch], tuple[State, Any]]
-    eval_step: Callable[[State, Batch], Any] | None = None
+    eval_step: Callable[..., Any] | None = None
     predict_step: Callable[[State, Batch], Any] | None = None
 
     @classmethod

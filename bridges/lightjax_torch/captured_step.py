@@ -83,8 +83,16 @@ class CapturedStep:
         """Says whether the module, as it is now, would be captured as it was."""
         return self.first.same_as(Paths(lambda answers: Capture(*self._given, {}, answers), self._given[2].name))
 
-    def __call__(self, state: Any, batch: Any, gradients: Mapping[str, Any] | None = None) -> Any:
+    def __call__(
+        self, state: Any, batch: Any, gradients: Mapping[str, Any] | None = None, *, batch_idx: Any = None
+    ) -> Any:
         """Runs it.
+
+        Args:
+          state: the state.
+          batch: the batch.
+          gradients: of the trained parameters, for a part that sees them.
+          batch_idx: number of the batch; None for the one that the state counts.
 
         Returns:
           `(outputs, metrics, new model state, new parameters, new gradients)`.
@@ -93,7 +101,10 @@ class CapturedStep:
         # The hook after a step runs with the number of the next one: its random numbers are others.
         name = part.name if part.stage == "train" and not part.differentiated else "torch"
         key = None if state.key is None else state.key_for(name)
-        arguments = (batch, counted(state), state.params, state.model_state, key, gradients)
+        numbers = counted(state)
+        if batch_idx is not None:
+            numbers["batch_idx"] = jnp.asarray(batch_idx, jax_dtype(torch.int64))
+        arguments = (batch, numbers, state.params, state.model_state, key, gradients)
         if not self.carried:
             return self.first(*arguments)
         missing = [name for name in self.carried if name not in state.model_state]
@@ -212,7 +223,8 @@ class Capture:
                 with tensors.metrics.begun(), view.attached(module), mode:
                     outputs = part.run(module, batch, counters.number("batch_idx"))
                 gathers = part.differentiated or part.stage != "train"
-                view.take_objects(tensors.metrics, part.name, part.stage, gathers=gathers)
+                stage = f"{part.stage}/{part.loader}"
+                view.take_objects(tensors.metrics, part.name, stage, gathers=gathers)
                 after = python_values(module)
                 seen["python"] = {place: leaves for place, leaves in after.items() if before.get(place) != leaves}
                 seen["attributes"] = {

@@ -231,7 +231,7 @@ class TorchEngine:
     def trace_train(self, state: Any, batch: Any) -> None:
         """Has nothing to trace."""
 
-    def trace_eval(self, state: Any, batch: Any, stage: str = "eval") -> None:
+    def trace_eval(self, state: Any, batch: Any, stage: str = "eval", number: int = 0) -> None:
         """Has nothing to trace."""
 
     def loops(self, stage: str) -> bool:

@@ -202,6 +202,11 @@ class MetricObjects:
         self._gathered: dict[tuple[str, str, bool], Gathered] = {}
         self._computing = 0
 
+    @property
+    def any(self) -> bool:
+        """Whether there are any."""
+        return bool(self._tops)
+
     @contextlib.contextmanager
     def begun(self) -> Iterator[None]:
         """Gives every metric object the states before the first batch, and takes from it what needs values.

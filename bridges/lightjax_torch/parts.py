@@ -18,12 +18,8 @@ Stage = Literal["train", "val", "test", "predict"]
 METHODS = {"train": "training_step", "val": "validation_step", "test": "test_step", "predict": "predict_step"}
 _HOOKS = {"train": "train", "val": "validation", "test": "test", "predict": "predict"}
 
-_BATCH_INDEX = Unknown(
-    "batch_idx", "the batches of an evaluation are not numbered; look at the first one in a callback"
-)
-_LOADER = Unknown(
-    "dataloader_idx", 'give loaders names, fit(..., val_data={"clean": a, "noisy": b}): metrics have them'
-)
+_BATCH_INDEX = Unknown("batch_idx", "the batches of a prediction are not numbered; leave it out")
+_LOADER = Unknown("dataloader_idx", "a prediction does not know its loader; leave it out")
 _OUTPUTS = Unknown("outputs", "keep what the hook needs in a buffer")
 _OPTIMIZER = Unknown("the optimizer", "leave clipping to the trainer, gradient_clip_val, and rates to a scheduler")
 _SEEN_BATCH = Unknown("batch", "the hooks of batch transfer changed it; keep what is needed in a buffer")
@@ -39,6 +35,7 @@ class Part:
       run: `(module, batch, batch_idx) -> outputs`.
       differentiated: whether its output is the loss.
       writes: whether it may write into trained parameters.
+      loader: number of the loader of an evaluation.
     """
 
     name: str
@@ -46,6 +43,7 @@ class Part:
     run: Callable[[Any, Any, Any], Any]
     differentiated: bool = False
     writes: bool = False
+    loader: int = 0
 
 
 def training(call: Callable[[Any, Any, Any], Any]) -> Part:
@@ -104,20 +102,36 @@ def after_step() -> Part:
     return Part("on_train_batch_end", "train", run, writes=True)
 
 
-def evaluation(stage: Stage) -> Part:
-    """Returns what is done to a batch of an evaluation or prediction."""
+def evaluation(stage: Stage, loader: int = 0) -> Part:
+    """Returns what is done to a batch of an evaluation or prediction.
+
+    Args:
+      stage: which.
+      loader: number of the loader.
+    """
     hook = _HOOKS[stage]
 
     def run(module: Any, batch: Any, batch_idx: Any) -> Any:
+        known: Any = loader
+        if stage == "predict":
+            batch_idx, known = _BATCH_INDEX, _LOADER
         batch = transferred(module, batch)
         if overridden(module, f"on_{hook}_batch_start"):
-            _called(getattr(module, f"on_{hook}_batch_start"), batch, _BATCH_INDEX)
-        outputs = call_step(module, stage, batch, _BATCH_INDEX)
+            _called(getattr(module, f"on_{hook}_batch_start"), batch, batch_idx, loader=known)
+        outputs = call_step(module, stage, batch, batch_idx, known)
         if overridden(module, f"on_{hook}_batch_end"):
-            _called(getattr(module, f"on_{hook}_batch_end"), outputs, batch, _BATCH_INDEX)
+            _called(getattr(module, f"on_{hook}_batch_end"), outputs, batch, batch_idx, loader=known)
         return outputs if stage == "predict" else None
 
-    return Part(METHODS[stage], stage, run)
+    return Part(METHODS[stage], stage, run, loader=loader)
+
+
+def tells_loaders_apart(module: Any, stage: Stage) -> bool:
+    """Says whether what a module does in an evaluation may depend on the loader."""
+    names = (METHODS[stage], f"on_{_HOOKS[stage]}_batch_start", f"on_{_HOOKS[stage]}_batch_end")
+    methods = [getattr(module, name) for name in names if overridden(module, name)]
+    wanted = [one for method in methods for one in inspect.signature(method).parameters.values()]
+    return any(one.name == "dataloader_idx" or one.kind is inspect.Parameter.VAR_POSITIONAL for one in wanted)
 
 
 _TRANSFER = ("on_before_batch_transfer", "on_after_batch_transfer")
@@ -140,21 +154,21 @@ def began(module: Any, batch: Any, batch_idx: Any) -> None:
         )
 
 
-def call_step(module: Any, stage: Stage, batch: Any, batch_idx: Any) -> Any:
+def call_step(module: Any, stage: Stage, batch: Any, batch_idx: Any, loader: Any = 0) -> Any:
     """Calls the method of a stage as Lightning does."""
     method = getattr(module, METHODS[stage], None)
-    return module(batch) if method is None else _called(method, batch, batch_idx)
+    return module(batch) if method is None else _called(method, batch, batch_idx, loader=loader)
 
 
-def _called(method: Callable[..., Any], *arguments: Any) -> Any:
+def _called(method: Callable[..., Any], *arguments: Any, loader: Any = 0) -> Any:
     """Calls a method that may do without the number of the batch, and may ask for the one of the loader."""
     wanted = inspect.signature(method).parameters
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     takes = [name for name, one in wanted.items() if one.kind in kinds]
     if any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in wanted.values()):
-        return method(*arguments)
+        return method(*arguments, loader) if loader else method(*arguments)
     if "dataloader_idx" in takes:
-        return method(*arguments[: takes.index("dataloader_idx")], dataloader_idx=_LOADER)
+        return method(*arguments[: takes.index("dataloader_idx")], dataloader_idx=loader)
     return method(*arguments[: len(takes)])
 
 

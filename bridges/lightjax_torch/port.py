@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -23,7 +23,17 @@ from lightjax_torch.lightning_checkpoint import read_checkpoint
 from lightjax_torch.manual import ManualOptimization
 from lightjax_torch.module_state import ModuleState, names_in_code
 from lightjax_torch.optim import CapturedOptimizer, CapturedState
-from lightjax_torch.parts import METHODS, Part, Stage, after_step, call_step, evaluation, training, with_gradients
+from lightjax_torch.parts import (
+    METHODS,
+    Part,
+    Stage,
+    after_step,
+    call_step,
+    evaluation,
+    tells_loaders_apart,
+    training,
+    with_gradients,
+)
 from lightjax_torch.schedule import Schedules, configured
 from lightjax_torch.trainer_values import NoTrainerError, TrainerValues
 from lightjax_torch.verification import Verifying, verify
@@ -117,8 +127,7 @@ class PortedTask:
             self._configure()
         self._steps: dict[Any, CapturedStep] = {}
         self._hooks = HostHooks(self)
-        if not hasattr(module, "validation_step"):
-            self.eval_step = None  # pyright: ignore[reportAttributeAccessIssue]
+        self.eval_step = self._evaluating("val")
         self.testing = _Testing(self)
 
     def attach(self, trainer: lj.Trainer) -> None:
@@ -188,9 +197,20 @@ class PortedTask:
             state = state.replace(model_state={**state.model_state, "counter:batch_idx": place + 1})
         return state, metrics
 
-    def eval_step(self, state: lj.TrainState, batch: Any) -> dict[str, Any]:  # pyright: ignore[reportRedeclaration]
-        """Runs `validation_step`."""
-        return self.evaluate("val", state, batch)[1]
+    def _evaluating(self, stage: Stage) -> Callable[..., dict[str, Any]] | None:
+        """Returns the eval step of a stage, None where the module has none."""
+        if not hasattr(self.module, METHODS[stage]):
+            return None
+
+        def each_loader(state: lj.TrainState, batch: Any, batch_idx: Any = 0, dataloader_idx: int = 0) -> Any:
+            return self.evaluate(stage, state, batch, batch_idx, dataloader_idx)[1]
+
+        def any_loader(state: lj.TrainState, batch: Any, batch_idx: Any = 0) -> Any:
+            return self.evaluate(stage, state, batch, batch_idx)[1]
+
+        # Loaders that need not be told apart share a program.
+        apart = tells_loaders_apart(self.module, stage) or self.tensors.metrics.any
+        return each_loader if apart else any_loader
 
     def predict_step(self, state: lj.TrainState, batch: Any) -> Any:
         """Runs `predict_step`, or the module itself."""
@@ -211,14 +231,16 @@ class PortedTask:
                 f"own: leave microbatches and accumulate_grad_batches away, or {WAY_OUT}."
             )
 
-    def evaluate(self, stage: Stage, state: lj.TrainState, batch: Any) -> tuple[Any, dict[str, Any]]:
+    def evaluate(
+        self, stage: Stage, state: lj.TrainState, batch: Any, batch_idx: Any = 0, dataloader_idx: int = 0
+    ) -> tuple[Any, dict[str, Any]]:
         """Runs the step of an evaluation or prediction; returns outputs and metrics."""
-        step = self._captured(evaluation(stage), state.params, state.model_state, batch)
+        step = self._captured(evaluation(stage, dataloader_idx), state.params, state.model_state, batch)
         if "current_epoch" in step.used and "counter:current_epoch" not in state.model_state:
             raise CaptureError(
                 f"{METHODS[stage]} uses the number of the epoch, which this state does not keep; {WAY_OUT}."
             )
-        outputs, metrics, *_ = step(state, batch)
+        outputs, metrics, *_ = step(state, batch, batch_idx=batch_idx)
         return outputs, metrics
 
     def _without_carried(self, model_state: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,7 +251,8 @@ class PortedTask:
     ) -> CapturedStep:
         model_state = self._without_carried(model_state)
         leaves, structure = jax.tree.flatten((params, model_state, batch))
-        signature = (part.name, structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
+        kinds = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+        signature = (part.name, part.loader, structure, kinds)
         found = self._steps.get(signature)
         if found is None or not self.values.still(found.read):
             shapes: Any = jax.tree.map(abstract, (params, model_state, batch))
@@ -387,5 +410,4 @@ class _Testing:
     def __init__(self, task: PortedTask) -> None:
         self.init, self.train_step, self.predict_step = task.init, task.train_step, task.predict_step
         self.callbacks, self.attach = task.callbacks, task.attach
-        has = hasattr(task.module, "test_step")
-        self.eval_step = (lambda state, batch: task.evaluate("test", state, batch)[1]) if has else None
+        self.eval_step = task._evaluating("test")

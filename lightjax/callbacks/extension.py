@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,14 @@ def extended_task(task: TaskLike, callbacks: Sequence[Callback]) -> TaskLike:
 
     def on_evaluated(name: str) -> Any:
         step = getattr(task, name, None)
-        return None if step is None else lambda state, batch: step(evaluated_state(state, callbacks), batch)
+        if step is None:
+            return None
+
+        @functools.wraps(step)  # which arguments it asks for is read from its signature
+        def evaluated(state: Any, batch: Any, **position: Any) -> Any:
+            return step(evaluated_state(state, callbacks), batch, **position)
+
+        return evaluated
 
     return Task(init, task.train_step, on_evaluated("eval_step"), on_evaluated("predict_step"))
 

@@ -127,12 +127,25 @@ def stage_data(
 
 
 def loaders_of(data: Any, name: str, limit: Limit, share: Share = ALL) -> Loaders:
-    """Returns sources of one loader, named "", or of a dict of loaders by their names; {} for None or a limit of 0."""
+    """Returns sources of one loader, named "", or of a dict of loaders by their names; {} for None or a limit of 0.
+
+    A list of loaders has their numbers for names; a list of batches is a loader.
+    """
     if data is None or limit == 0:
         return {}
+    if isinstance(data, list | tuple) and len(data) > 1 and all(map(_is_loader, data)):
+        data = {str(number): loader for number, loader in enumerate(data)}
     if not isinstance(data, dict) or any(hasattr(loader, "__array__") for loader in data.values()):
         return {"": as_source(data, name, limit, share)}
     return {str(key): as_source(loader, f"{name}[{key!r}]", limit, share) for key, loader in data.items()}
+
+
+def _is_loader(one: Any) -> bool:
+    """Says whether something is iterable and no batch: neither an array nor a tree of some."""
+    is_batch = (
+        isinstance(one, str | bytes | Mapping) or hasattr(one, "__array__") or not jax.tree_util.all_leaves([one])
+    )
+    return hasattr(one, "__iter__") and not is_batch
 
 
 def _without_shuffling(data: Any, batches: int | float, name: str) -> tuple[Any, str, Limit]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -49,10 +51,14 @@ def checked_train_step(task: Any) -> Callable[[Any, Any], tuple[Any, Metrics]]:
     return train_step
 
 
-def checked_eval_step(task: Any) -> Callable[[Any, Any], Metrics]:
-    """Wraps a task's eval step for the engine: `(state, batch) -> metrics`, metrics that merge.
+def checked_eval_step(task: Any, dataloader_idx: int = 0) -> Callable[[Any, Any], Metrics]:
+    """Wraps a task's eval step for the engine: `(state, (batch, batch_idx)) -> metrics`, metrics that merge.
 
     The step sees parameters and batch in the dtype that the state's precision computes with.
+
+    Args:
+      task: the task.
+      dataloader_idx: the number of the loader, for a step that asks for it.
 
     Raises:
       ConfigurationError: the task has no eval step.
@@ -64,11 +70,25 @@ def checked_eval_step(task: Any) -> Callable[[Any, Any], Metrics]:
             "it, lj.Task(init, train_step, eval_step), or give no val_data."
         )
 
-    def eval_step(state: Any, batch: Any) -> Metrics:
-        reported = _call("eval_step", task.eval_step, *_cast(state, batch))
+    wanted = position_arguments(task.eval_step)
+
+    def eval_step(state: Any, numbered: Any) -> Metrics:
+        batch, batch_idx = numbered
+        position = {"batch_idx": batch_idx, "dataloader_idx": dataloader_idx}
+        step = partial(task.eval_step, **{name: position[name] for name in wanted})
+        reported = _call("eval_step", step, *_cast(state, batch))
         return _mergeable(as_metrics(reported, batch, "eval_step"), "eval_step")
 
     return eval_step
+
+
+def position_arguments(eval_step: Callable[..., Any]) -> tuple[str, ...]:
+    """Returns which of `batch_idx` and `dataloader_idx` an eval step asks for."""
+    try:
+        known = inspect.signature(eval_step).parameters
+    except (TypeError, ValueError):  # callables of other languages have none
+        return ()
+    return tuple(name for name in ("batch_idx", "dataloader_idx") if name in known)
 
 
 def checked_predict_step(task: Any) -> Callable[[Any, Any], Any]:

@@ -171,8 +171,15 @@ class Engine(Protocol):
         """Traces the train step, which checks its contract; does not compile."""
         ...
 
-    def trace_eval(self, state: Any, batch: Any, stage: str = "eval") -> None:
-        """Traces the eval step, which checks its contract; does not compile."""
+    def trace_eval(self, state: Any, batch: Any, stage: str = "eval", number: int = 0) -> None:
+        """Traces the eval step, which checks its contract; does not compile.
+
+        Args:
+          state: the state, or its shapes.
+          batch: one of the loader's, or its shapes.
+          stage: what it is traced for.
+          number: of the loader.
+        """
         ...
 
     def loops(self, stage: str) -> bool:

@@ -19,7 +19,14 @@ from lightjax.data.share import Share, put_everywhere
 from lightjax.data.source import Source
 from lightjax.data.stretch import STACK_BYTES, Stretch
 from lightjax.engine.compiler import Compiler
-from lightjax.engine.contract import checked_eval_step, checked_init, checked_predict_step, checked_train_step, strong
+from lightjax.engine.contract import (
+    checked_eval_step,
+    checked_init,
+    checked_predict_step,
+    checked_train_step,
+    position_arguments,
+    strong,
+)
 from lightjax.engine.layout import Layout
 from lightjax.engine.memory import check_memory
 from lightjax.engine.packing import Vectors
@@ -136,16 +143,19 @@ class JitEngine(PureEngine):
                 self.layout.mapped(checked_train_step(self.task)), state, batch, self._traced.get("train")
             )
 
-    def trace_eval(self, state: Any, batch: Any, stage: str = "eval") -> None:
+    def trace_eval(self, state: Any, batch: Any, stage: str = "eval", number: int = 0) -> None:
         """Traces the eval step, which checks its contract; does not compile.
 
-        Loaders with batches of different shapes have a stage each; those of one shape share its programs.
+        Loaders with batches of different shapes have a stage each; those of one shape share its programs, unless the
+        step asks which loader it sees.
         """
         shapes = (_tree.abstract(state), _tree.abstract(batch))
         alike = (one for name, one in self._traced.items() if name != "train" and (one.state, one.batch) == shapes)
-        known = next(alike, self._traced.get(stage))
+        step = checked_eval_step(self.task, number)
+        tells_apart = "dataloader_idx" in position_arguments(self.task.eval_step)
+        known = self._traced.get(stage) if tells_apart else next(alike, self._traced.get(stage))
         with self.layout.scope():
-            self._traced[stage] = trace(self.layout.mapped(checked_eval_step(self.task)), state, batch, known)
+            self._traced[stage] = trace(self.layout.mapped(step), state, batch, known, numbered=True)
 
     def loops(self, stage: str) -> bool:
         """Says whether a stage ("train", "eval", "eval/NAME") can run several steps in one call.

@@ -89,7 +89,7 @@ def train_step_program(
 def eval_program(
     step: Callable[[Any, Any], Any], packing: Packing
 ) -> Callable[[Any, Vectors, Steps, jax.Array], Vectors]:
-    """Builds the program of a stretch of eval steps.
+    """Builds the program of a stretch of eval steps, `(state, (batch, number of the batch)) -> metrics`.
 
     Returns:
       `(state, totals, steps, control) -> totals`, with `control` int32[2]: batches to evaluate, batches evaluated
@@ -98,8 +98,9 @@ def eval_program(
 
     def program(state: Any, totals: Vectors, steps: Steps, control: jax.Array) -> Vectors:
         def run(i: Any, totals: Vectors) -> Vectors:
-            metrics = packing.pack(step(state, _batch(steps, i)))
-            return _joined(packing, totals, metrics, control[1] + i == 0)
+            number = control[1] + i
+            metrics = packing.pack(step(state, (_batch(steps, i), number)))
+            return _joined(packing, totals, metrics, number == 0)
 
         return lax.fori_loop(0, control[0], run, totals)
 
@@ -117,7 +118,7 @@ def eval_step_program(
     """
 
     def program(state: Any, totals: Vectors, steps: Steps, control: jax.Array) -> tuple[Vectors, jax.Array]:
-        metrics = packing.pack(step(state, steps.batch(control[0])))
+        metrics = packing.pack(step(state, (steps.batch(control[0]), control[1])))
         return _joined(packing, totals, metrics, control[1] == 0), control + 1
 
     return program

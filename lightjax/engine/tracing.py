@@ -38,7 +38,9 @@ class Traced:
     unannounced: list[Any] = field(default_factory=list)
 
 
-def trace(function: Callable[[Any, Any], Any], state: Any, batch: Any, known: Traced | None = None) -> Traced:
+def trace(
+    function: Callable[[Any, Any], Any], state: Any, batch: Any, known: Traced | None = None, *, numbered: bool = False
+) -> Traced:
     """Traces a step; does not compile it.
 
     Args:
@@ -46,12 +48,14 @@ def trace(function: Callable[[Any, Any], Any], state: Any, batch: Any, known: Tr
       state: the state, or its shapes.
       batch: the batch, or its shapes.
       known: what the same step was traced as before; its programs are kept where they are still good.
+      numbered: the function takes `(batch, number)` in the place of the batch.
     """
     shapes = (_tree.abstract(state), _tree.abstract(batch))
     if known is not None and (known.state, known.batch) == shapes:
         return known
     step = jax.jit(function)
-    jaxpr, found = jax.make_jaxpr(step, return_shape=True)(*shapes)
+    argument = (shapes[1], jax.ShapeDtypeStruct((), jax.numpy.int32)) if numbered else shapes[1]
+    jaxpr, found = jax.make_jaxpr(step, return_shape=True)(shapes[0], argument)
     metrics = found[1] if isinstance(found, tuple) else found
     traced = Traced(step, Packing.of(metrics), has_convolution(jaxpr), *shapes)
     if known is not None and (known.state, known.packing) == (traced.state, traced.packing):

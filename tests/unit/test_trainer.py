@@ -276,3 +276,18 @@ def test_metrics_that_are_arrays_are_reported_and_not_drawn(capsys, show):
     }
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("val")]
     assert lines == ([f"val  val/loss {found['val/loss']:.4g}"] if show else [])
+
+
+@pytest.mark.parametrize("callbacks", [(), lj.EMA(0.9)], ids=["plain", "averaged"])
+def test_an_eval_step_is_told_the_batch_and_the_loader_it_asks_for(callbacks):
+    task = linear_task()
+
+    def eval_step(state, batch, batch_idx, dataloader_idx):
+        return {"batches": lj.Sum(batch_idx), "last": lj.Last(batch_idx), "loader": lj.Max(jnp.asarray(dataloader_idx))}
+
+    trainer = quiet(max_epochs=1, callbacks=callbacks)
+    loaders = [lj.ArrayLoader(linear_data(22), size) for size in (2, 4)]
+    result = trainer.fit(lj.Task(task.init, task.train_step, eval_step), loaders[1], loaders)
+    found = {name: value for name, value in result.metrics.items() if name.startswith("val/")}
+    expected = {"0/batches": 55, "0/last": 10, "0/loader": 0, "1/batches": 15, "1/last": 5, "1/loader": 1}
+    assert found == {f"val/{name}": value for name, value in expected.items()}

@@ -243,7 +243,7 @@ class HostHooks(lj.Callback):
         attributes.lend()
         view = HostView(run, task.values, stage)
         lent: dict[str, Any] = {"_trainer": view, "trainer": view, "log": view.log, "log_dict": view.log_dict}
-        lent |= {"current_epoch": run.epoch, "global_step": run.step}
+        lent |= {"current_epoch": run.epoch, "global_step": run.step} | task.lent(run)
         if name in _ENDS:
             run.history.settle()  # metric objects then have the states of what ended
         objects = task.tensors.metrics.lent(stage) if name in _ENDS else contextlib.nullcontext([])
@@ -261,6 +261,7 @@ class HostHooks(lj.Callback):
                     one: jnp.asarray(to_jax(value.detach().clone()), held[one].dtype) for one, value in changed.items()
                 }
                 run.state = task.with_arrays(run.state, new)
+            task.filled(run)
         finally:
             attributes.restore()
             with torch.no_grad():

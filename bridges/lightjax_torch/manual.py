@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,13 +17,15 @@ from torch.utils import _pytree as pytree
 
 import lightjax as lj
 from lightjax.errors import ConfigurationError
-from lightjax_torch.arrays import jax_dtype, to_jax
+from lightjax_torch.arrays import jax_dtype, to_jax, torch_dtype
 from lightjax_torch.capture import capture
 from lightjax_torch.captured_step import COUNTERS, abstract, counted, python_changes
 from lightjax_torch.counters import Answers, Counters
 from lightjax_torch.errors import WAY_OUT, CaptureError
 from lightjax_torch.function import meta
 from lightjax_torch.host_hooks import reading
+from lightjax_torch.manual_schedules import ManualSchedules, ScheduledRates
+from lightjax_torch.manual_view import ManualView, counting, optimizing, set_rates
 from lightjax_torch.metric_objects import check_joins
 from lightjax_torch.module_state import ModuleState, names_in_code, python_values, unchanged
 from lightjax_torch.optim import begins_at_zero
@@ -31,8 +33,7 @@ from lightjax_torch.parts import by_itself
 from lightjax_torch.paths import Paths
 from lightjax_torch.program import Program
 from lightjax_torch.schedule import optimizers_and_schedulers
-from lightjax_torch.source_lines import current_line
-from lightjax_torch.step_view import StepView, dtypes_of
+from lightjax_torch.step_view import dtypes_of
 from lightjax_torch.trainer_values import NoTrainerError, TrainerValues
 
 Tensors = Mapping[str, Any]
@@ -44,10 +45,12 @@ class ManualState(NamedTuple):
     Attributes:
       started: bool scalar, whether a step was taken.
       tensors: by the number of the optimizer, the parameter, and the optimizer's own names.
+      schedules: learning rates of the optimizers that have a scheduler, by the optimizer's number.
     """
 
     started: jax.Array
     tensors: dict[str, dict[str, dict[str, jax.Array]]]
+    schedules: dict[str, ScheduledRates]
 
 
 class ManualOptimization:
@@ -74,9 +77,8 @@ class ManualOptimization:
         if self._read is not None and self.values.still(self._read):
             return
         module, tensors = self.module, self.tensors
-        # Schedulers of such a module step when it says so itself, through self.lr_schedulers(), which is refused.
         with reading(module, self.values) as read:
-            self.optimizers, _ = optimizers_and_schedulers(module.configure_optimizers())
+            self.optimizers, schedulers = optimizers_and_schedulers(module.configure_optimizers())
         if not self.optimizers or not all(isinstance(one, torch.optim.Optimizer) for one in self.optimizers):
             raise ConfigurationError(
                 f"{type(module).__name__} optimizes manually, and configure_optimizers returned no optimizers; return "
@@ -93,6 +95,7 @@ class ManualOptimization:
             [[names[id(p)] for p in group["params"] if p.requires_grad] for group in one.param_groups]
             for one in self.optimizers
         ]
+        self.schedules = ManualSchedules(self.optimizers, schedulers)
         self._steps: dict[Any, tuple[Any, Any, Any]] = {}
         self._read = read
 
@@ -118,7 +121,8 @@ class ManualOptimization:
             }
             for number, of_optimizer in shapes.items()
         }
-        return state.replace(opt_state=ManualState(jnp.zeros((), bool), tensors))
+        schedules = self.schedules.begin(rate_dtype(params))
+        return state.replace(opt_state=ManualState(jnp.zeros((), bool), tensors, schedules))
 
     def train_step(self, state: lj.TrainState, batch: Any) -> tuple[lj.TrainState, dict[str, Any]]:
         """Takes one step."""
@@ -132,20 +136,26 @@ class ManualOptimization:
         kept = {name: value for name, value in held.items() if not name.startswith("counter:")}
         first, usual, _ = self._captured(state.params, kept, batch)
         numbers = counted(state) | {"global_step": jnp.asarray(held.get("counter:global_step", 0), whole_dtype())}
-        arguments = (batch, numbers, state.params, kept, state.opt_state.tensors, state.key_for("torch"))
+        optimizing: ManualState = state.opt_state
+        held_rates = {
+            number: (one.rates, (one.count - one.first).astype(whole_dtype()))
+            for number, one in optimizing.schedules.items()
+        }
+        arguments = (batch, numbers, state.params, kept, optimizing.tensors, held_rates, state.key_for("torch"))
         if first is None:
-            params, kept, tensors, steps, metrics = self._run(usual, arguments)
+            params, kept, tensors, (steps, scheduled), metrics = self._run(usual, arguments)
         else:
             found = jax.lax.cond(
                 state.opt_state.started,
                 lambda: self._run(usual, arguments),
                 lambda: self._run(first, arguments),
             )
-            params, kept, tensors, steps, metrics = found
+            params, kept, tensors, (steps, scheduled), metrics = found
         moved = {"counter:batch_idx": 1, "counter:global_step": steps}
         counters = {name: value + moved.get(name, 0) for name, value in held.items() if name not in kept}
         counters = {name: value.astype(held[name].dtype) for name, value in counters.items()}
-        opt_state = ManualState(jnp.ones((), bool), tensors)
+        schedules = {n: one._replace(count=one.count + scheduled[n]) for n, one in optimizing.schedules.items()}
+        opt_state = ManualState(jnp.ones((), bool), tensors, schedules)
         new = state.replace(step=state.step + 1, params=params, model_state={**kept, **counters}, opt_state=opt_state)
         return new, metrics
 
@@ -248,7 +258,7 @@ class ManualCapture:
         known = tensors.parameters | tensors.buffers | tensors.attributes
         seen: dict[str, Any] = {}
 
-        def step(given: Any, kept: Any, batch: Any, numbers: Any, states: Any, gradients: Any) -> Any:
+        def step(given: Any, kept: Any, batch: Any, numbers: Any, rates: Any, states: Any, gradients: Any) -> Any:
             trained = {name: tensor.detach().requires_grad_() for name, tensor in given.items()}
             for name, gradient in gradients.items():
                 trained[name].grad = gradient
@@ -256,14 +266,16 @@ class ManualCapture:
                 owner.over(number, trained, states.get(str(number), {})) for number in range(len(owner.groups))
             ]
             counters = seen["counters"] = Counters(numbers, answers)
-            view = seen["view"] = ManualView(counters, owner.values, training=True)
-            for one in optimizers:
-                _counting(one, view)
-            before_groups = [_hyperparameters(one) for one in optimizers]
+            view = seen["view"] = ManualView(counters, owner.values)
+            for number, one in enumerate(optimizers):
+                counting(one, view)
+                if str(number) in rates:
+                    set_rates(one, rates[str(number)], 0)
+            before_groups = list(map(_hyperparameters, optimizers))
             with unchanged(module), tensors.holding(trained | kept):
                 tensors.restore_modes()
                 before = python_values(module)
-                with tensors.metrics.begun(), view.attached(module), _manual(module, optimizers, view):
+                with tensors.metrics.begun(), view.attached(module), optimizing(module, optimizers, view, rates):
                     owner.call(module, batch, counters.number("batch_idx"))
                 view.take_objects(tensors.metrics, "training_step", "train")
                 changed = [place for place, leaves in python_values(module).items() if before.get(place) != leaves]
@@ -271,7 +283,7 @@ class ManualCapture:
                 attributes = tensors.read_attributes()
             if changed:
                 raise python_changes(module, "training_step", changed)
-            if [_hyperparameters(one) for one in optimizers] != before_groups:
+            if list(map(_hyperparameters, optimizers)) != before_groups:
                 raise CaptureError(
                     "training_step sets numbers of an optimizer's param_groups, which the next step would not see; use "
                     f"a learning rate that stays, or {WAY_OUT}."
@@ -304,7 +316,15 @@ class ManualCapture:
         self.weights = {name: spec(name, leaf) for name, leaf in params.items()}
         self.kept = {name: spec(name, leaf) for name, leaf in model_state.items()}
         numbers = {name: torch.empty((), dtype=torch.int64, device="meta") for name in COUNTERS}
-        specs = (self.weights, self.kept, jax.tree.map(meta, batch), numbers, states, dict(gradients))
+        dtype = torch_dtype(rate_dtype(params))
+        rates = {
+            str(number): (
+                torch.empty((owner.schedules.rows, len(owner.groups[number])), dtype=dtype, device="meta"),
+                torch.empty((), dtype=torch.int64, device="meta"),
+            )
+            for number in owner.schedules.numbers
+        }
+        specs = (self.weights, self.kept, jax.tree.map(meta, batch), numbers, rates, states, dict(gradients))
         self.graph = capture(step, *specs)
         self.program = Program(self.graph)
         if gradients and any(node.users for node in self.program.inputs[len(self.program.inputs) - len(gradients) :]):
@@ -321,16 +341,23 @@ class ManualCapture:
         ]
         self.states, self.gradients, view = seen["left"], seen["gradients"], seen["view"]
         self.asked, self.used = seen["counters"].asked, seen["counters"].used
-        self.read, self.logged_as, self.steps = view.read, view.logged_as, view.steps
+        self.read, self.logged_as, self.steps, self.scheduled = view.read, view.logged_as, view.steps, view.scheduled
+        owner.schedules.allow(max(self.scheduled.values(), default=0))
         logged = self.graph.nest(self.program.outputs)[3]
         self.logged_dtypes = dtypes_of(logged)
         check_joins(logged, self.logged_as, self.program.nodes)
 
-    def __call__(self, batch: Any, numbers: Any, params: Any, model_state: Any, opt_tensors: Any, key: Any) -> Any:
-        """Runs it: returns `((parameters, model state, optimizers' tensors, steps of optimizers), logged)`."""
+    def __call__(
+        self, batch: Any, numbers: Any, params: Any, model_state: Any, opt_tensors: Any, rates: Any, key: Any
+    ) -> Any:
+        """Runs it: returns `((parameters, model state, optimizers' tensors, steps), logged)`.
+
+        Steps are those of all optimizers together, and of each scheduler.
+        """
         leaves = [params[name] for name in self.weights] + [model_state[name] for name in self.kept]
         leaves += [leaf for leaf in pytree.tree_leaves(batch) if hasattr(leaf, "shape")]
         leaves += [numbers[name] for name in COUNTERS]
+        leaves += [leaf for number in self.scheduled for leaf in rates[number]]
         leaves += [opt_tensors[number][name][key_] for number, name, key_ in self.order]
         given = self.program.inputs[len(leaves) :]
         leaves += [jnp.zeros(tuple(one.meta["val"].shape), jax_dtype(one.meta["val"].dtype)) for one in given]
@@ -340,33 +367,15 @@ class ManualCapture:
             number: {name: {k: v for k, v in held.items() if hasattr(v, "shape")} for name, held in of.items()}
             for number, of in left.items()
         }
-        return (new, state, only, jnp.asarray(self.steps, jnp.int32)), logged
-
-
-class ManualView(StepView):
-    """What such a step sees of the trainer; `steps` counts the steps of its optimizers."""
-
-    steps = 0
-
-    @property
-    def global_step(self) -> Any:
-        """Steps of all optimizers together, as in Lightning."""
-        return self._counters.number("global_step") + self.steps if self.steps else self._counters.number("global_step")
-
-
-def _counting(optimizer: torch.optim.Optimizer, view: ManualView) -> None:
-    """Counts the steps of an optimizer."""
-    step = type(optimizer).step
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        view.steps += 1
-        return step(optimizer, *args, **kwargs)
-
-    optimizer.__dict__["step"] = counted
+        steps = jax.tree.map(lambda count: jnp.asarray(count, jnp.int32), (self.steps, self.scheduled))
+        return (new, state, only, steps), logged
 
 
 def _hyperparameters(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    return [
+        {name: value for name, value in group.items() if name != "params" and not isinstance(value, torch.Tensor)}
+        for group in optimizer.param_groups
+    ]
 
 
 def merged_states(captures: Sequence[ManualCapture]) -> dict[str, Any]:
@@ -379,46 +388,11 @@ def merged_states(captures: Sequence[ManualCapture]) -> dict[str, Any]:
     return merged
 
 
-@contextlib.contextmanager
-def _manual(module: Any, optimizers: Sequence[torch.optim.Optimizer], view: StepView) -> Iterator[None]:
-    """Gives a module what it optimizes with; takes it away again."""
-    everything = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-
-    def toggle(optimizer: torch.optim.Optimizer) -> None:
-        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for p in everything:
-            p.requires_grad_(id(p) in own)
-
-    def untoggle(_: torch.optim.Optimizer) -> None:
-        for p in everything:
-            p.requires_grad_(True)
-
-    def clip(optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: str | None = None) -> None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if gradient_clip_algorithm == "value":
-            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
-        elif gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
-
-    def no_schedulers() -> None:
-        raise CaptureError(
-            f"{current_line()}: self.lr_schedulers() was called in a step that optimizes manually; schedulers step in "
-            f"Python, not in the compiled step. Write a task of your own with an optax schedule, or {WAY_OUT}."
-        )
-
-    view.__dict__["optimizers"] = list(optimizers)
-    own = {
-        "optimizers": lambda use_pl_optimizer=True: optimizers[0] if len(optimizers) == 1 else list(optimizers),
-        "lr_schedulers": no_schedulers,
-        "manual_backward": lambda loss, *args, **kwargs: loss.backward(*args, **kwargs),
-        "toggle_optimizer": toggle,
-        "untoggle_optimizer": untoggle,
-        "clip_gradients": clip,
-    }
-    module.__dict__.update(own)
-    yield
-    for name in own:
-        module.__dict__.pop(name, None)
+def rate_dtype(params: Tensors) -> Any:
+    """The dtype of learning rates."""
+    return jnp.result_type(
+        jnp.float32, *(one.dtype for one in params.values() if jnp.issubdtype(one.dtype, jnp.floating))
+    )
 
 
 def whole_dtype() -> Any:

@@ -281,7 +281,16 @@ class PortedTask:
     def callbacks(self) -> list[lj.Callback]:
         """What the trainer calls beside its own callbacks."""
         verifying = [] if self._verifying is None else [self._verifying]
-        return [self._hooks, *verifying, self.schedules]
+        return [self._hooks, *verifying, self.schedules if self._manual is None else self._manual.schedules]
+
+    def lent(self, run: Any) -> dict[str, Any]:
+        """Returns what a hook on the host gets of the optimization."""
+        return {} if self._manual is None else {"lr_schedulers": self._manual.schedules.lent(run)}
+
+    def filled(self, run: Any) -> None:
+        """Takes what a hook did to schedulers into the state."""
+        if self._manual is not None:
+            self._manual.schedules.fill_if_stepped(run)
 
     def verify(self, state: lj.TrainState, batch: Any, *, tolerance: float | None = None) -> int:
         """Runs `training_step` on a batch in torch and in JAX, operation by operation, backward pass included.

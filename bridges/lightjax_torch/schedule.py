@@ -131,13 +131,16 @@ class Schedules(lj.Callback):
 
     def on_fit_start(self, run: Run) -> None:
         """Begins anew, or goes on where a resumed run was."""
-        if not self.schedulers:
-            return
+        if self.schedulers:
+            self.restart(run.step)
+            self._fill(run)
+
+    def restart(self, step: int) -> None:
+        """Begins anew at a step, unless what happened before was just loaded."""
         if not self._resumed:
             self._restore(self._begin)
-            self.events, self._step = [], run.step
+            self.events, self._step = [], step
         self._resumed = False
-        self._fill(run)
 
     def on_train_batch_end(self, run: Run) -> None:
         """Hands over the learning rates of the next steps."""
@@ -147,13 +150,13 @@ class Schedules(lj.Callback):
         """Steps the schedulers of epochs, those that look at a metric included; not where max_steps cuts one short."""
         if not self.schedulers or not run.epoch_ended:
             return
-        self._commit(run.step)
+        self.commit(run.step)
         for number, one in enumerate(self.schedulers):
             if one.interval == "epoch" and (run.epoch + 1) % one.frequency == 0:
                 if not isinstance(one.scheduler, ReduceLROnPlateau):
-                    self._happened(["epoch", number])
+                    self.happened(["epoch", number])
                 elif one.monitor is not None and (value := metric_of(run.metrics, one.monitor)) is not None:
-                    self._happened(["metric", number, float(value)])
+                    self.happened(["metric", number, float(value)])
                 elif one.strict:
                     raise ConfigurationError(
                         f"ReduceLROnPlateau looks at {one.monitor!r}, which was not reported; there are: "
@@ -172,11 +175,11 @@ class Schedules(lj.Callback):
         self._restore(self._begin)
         self.events = []
         for event in state["events"]:
-            self._happened(list(event))
+            self.happened(list(event))
         self._step, self._resumed = state["step"], True
 
-    def _fill(self, run: Run) -> None:
-        self._commit(run.step)
+    def ahead(self) -> tuple[list[list[float]], list[list[float]]]:
+        """Returns learning rates and momenta of the groups in each of the next steps; the schedulers stay."""
         before, rates, momenta = self._snapshot(), [], []
         for _ in range(self.rows):
             rates.append([float(group["lr"]) for group in self.optimizer.param_groups])
@@ -191,6 +194,11 @@ class Schedules(lj.Callback):
         if any(momentum == 0 for row in momenta for momentum in row):
             raise ConfigurationError("A scheduler cycles the momentum to 0; give it a base_momentum above.")
         self._restore(before)
+        return rates, momenta
+
+    def _fill(self, run: Run) -> None:
+        self.commit(run.step)
+        rates, momenta = self.ahead()
 
         def filled(node: Any) -> Any:
             if not isinstance(node, CapturedState):
@@ -202,12 +210,13 @@ class Schedules(lj.Callback):
         opt_state = jax.tree.map(filled, run.state.opt_state, is_leaf=is_leaf)
         run.state = run.state.replace(opt_state=opt_state)
 
-    def _commit(self, step: int) -> None:
+    def commit(self, step: int) -> None:
         """Lets the schedulers see the steps that were done since."""
         if step > self._step:
-            self._happened(["steps", step - self._step])
+            self.happened(["steps", step - self._step])
 
-    def _happened(self, event: list[Any]) -> None:
+    def happened(self, event: list[Any]) -> None:
+        """Lets the schedulers see ["steps", how many], ["epoch", which one] or ["metric", which one, value]."""
         self._happen(event, self._step + 1)
         if event[0] == "steps":
             self._step += event[1]

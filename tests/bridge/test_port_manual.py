@@ -12,7 +12,8 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 from lightjax.errors import ConfigurationError  # noqa: E402
-from lightjax_torch import CaptureError, port_task  # noqa: E402
+from lightjax_torch import CaptureError, port_task, schedule  # noqa: E402
+from tests.bridge.native.reference import QUIET, lightning, quietly  # noqa: E402
 from tests.models import quiet  # noqa: E402
 
 
@@ -105,11 +106,51 @@ def test_gradients_left_for_the_next_step_are_refused():
         port_task(module).init(jax.random.key(0), jax.tree.map(lambda t: t.numpy(), data(1)[0]))
 
 
-def test_schedulers_inside_of_the_step_are_refused():
-    module = Gan()
-    module.training_step = lambda batch, batch_idx: module.lr_schedulers()
-    with pytest.raises(CaptureError, match=r"test_port_manual\.py:\d+: self\.lr_schedulers\(\) was called"):
-        port_task(module).init(jax.random.key(0), jax.tree.map(lambda t: t.numpy(), data(1)[0]))
+class Scheduled(lightning.LightningModule):
+    """Steps a scheduler in every other step, and another one when an epoch ends, by a metric."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.one, self.two = nn.Linear(3, 1), nn.Linear(3, 1)
+
+    def configure_optimizers(self):
+        one = torch.optim.Adam(self.one.parameters(), lr=0.1)
+        two = torch.optim.SGD(self.two.parameters(), lr=0.1, momentum=0.9)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(two, factor=0.1, patience=0, threshold=10.0)
+        return [one, two], [torch.optim.lr_scheduler.StepLR(one, 1, 0.5), plateau]
+
+    def training_step(self, batch, batch_idx):
+        for layer, optimizer in zip((self.one, self.two), self.optimizers(), strict=True):
+            loss = layer(batch).square().mean()
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+        if batch_idx % 2 == 1:
+            self.lr_schedulers()[0].step()
+        self.log("loss", loss, on_epoch=True)
+
+    def on_train_epoch_end(self):
+        self.lr_schedulers()[1].step(self.trainer.callback_metrics["loss"])
+
+
+def test_schedulers_step_where_the_module_says_so_and_go_on_when_resumed(double_precision, monkeypatch, tmp_path):
+    monkeypatch.setattr(schedule, "STEPS_AHEAD", 4)  # tables of the learning rates run out
+    torch.manual_seed(0)
+    module, batches = Scheduled(), [torch.randn(4, 3) for _ in range(5)]
+    reference = copy.deepcopy(module)
+    with quietly():
+        loader = torch.utils.data.DataLoader(torch.cat(batches), batch_size=4)
+        lightning.Trainer(**QUIET, max_epochs=3).fit(reference, loader)
+
+    keep = dict(enable_checkpointing=True, default_root_dir=tmp_path)
+    quiet(max_epochs=1, **keep).fit(port_task(copy.deepcopy(module)), batches)
+    for resume in ("auto", None):
+        task = port_task(copy.deepcopy(module))
+        result = quiet(max_epochs=3, **keep).fit(task, batches, resume=resume)
+        ours = task.to_torch(result.state).state_dict()
+        for name, tensor in reference.state_dict().items():
+            np.testing.assert_allclose(ours[name].numpy(), tensor.numpy(), rtol=1e-9, atol=1e-12, err_msg=name)
 
 
 def test_precision_of_the_trainer_is_refused():

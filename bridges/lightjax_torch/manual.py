@@ -35,6 +35,7 @@ from lightjax_torch.program import Program
 from lightjax_torch.schedule import optimizers_and_schedulers
 from lightjax_torch.step_view import dtypes_of
 from lightjax_torch.trainer_values import NoTrainerError, TrainerValues
+from lightjax_torch.verification import verify
 
 Tensors = Mapping[str, Any]
 
@@ -132,16 +133,9 @@ class ManualOptimization:
                 f"{type(self.module).__name__} optimizes manually: precision, clipping and accumulation are its own to "
                 "do; leave precision, gradient_clip_val and microbatches away."
             )
-        held = state.model_state
-        kept = {name: value for name, value in held.items() if not name.startswith("counter:")}
-        first, usual, _ = self._captured(state.params, kept, batch)
-        numbers = counted(state) | {"global_step": jnp.asarray(held.get("counter:global_step", 0), whole_dtype())}
-        optimizing: ManualState = state.opt_state
-        held_rates = {
-            number: (one.rates, (one.count - one.first).astype(whole_dtype()))
-            for number, one in optimizing.schedules.items()
-        }
-        arguments = (batch, numbers, state.params, kept, optimizing.tensors, held_rates, state.key_for("torch"))
+        held, optimizing = state.model_state, state.opt_state
+        first, usual, arguments = self._prepared(state, batch)
+        kept = arguments[3]
         if first is None:
             params, kept, tensors, (steps, scheduled), metrics = self._run(usual, arguments)
         else:
@@ -158,6 +152,26 @@ class ManualOptimization:
         opt_state = ManualState(jnp.ones((), bool), tensors, schedules)
         new = state.replace(step=state.step + 1, params=params, model_state={**kept, **counters}, opt_state=opt_state)
         return new, metrics
+
+    def verify(self, state: lj.TrainState, batch: Any, tolerance: float) -> int:
+        """Runs the step in torch and in JAX; as `PortedTask.verify`."""
+        first, usual, arguments = self._prepared(state, batch)
+        paths = usual if first is None or bool(state.opt_state.started) else first
+        *given, key = arguments
+        capture = paths.chosen(arguments[1])
+        return verify(capture.program, capture.inputs(*given), key, tolerance)
+
+    def _prepared(self, state: lj.TrainState, batch: Any) -> tuple[Any, Any, tuple[Any, ...]]:
+        """Returns the first and the usual step, and their arguments."""
+        held, optimizing = state.model_state, state.opt_state
+        kept = {name: value for name, value in held.items() if not name.startswith("counter:")}
+        first, usual, _ = self._captured(state.params, kept, batch)
+        numbers = counted(state) | {"global_step": jnp.asarray(held.get("counter:global_step", 0), whole_dtype())}
+        rates = {
+            number: (one.rates, (one.count - one.first).astype(whole_dtype()))
+            for number, one in optimizing.schedules.items()
+        }
+        return first, usual, (batch, numbers, state.params, kept, optimizing.tensors, rates, state.key_for("torch"))
 
     def _run(self, paths: Paths, arguments: Any) -> Any:
         (params, kept, tensors, steps), metrics = paths(*arguments)
@@ -347,6 +361,19 @@ class ManualCapture:
         self.logged_dtypes = dtypes_of(logged)
         check_joins(logged, self.logged_as, self.program.nodes)
 
+    def inputs(
+        self, batch: Any, numbers: Any, params: Any, model_state: Any, opt_tensors: Any, rates: Any
+    ) -> list[Any]:
+        """Returns the arrays of the graph's placeholders."""
+        leaves = [params[name] for name in self.weights] + [model_state[name] for name in self.kept]
+        leaves += [leaf for leaf in pytree.tree_leaves(batch) if hasattr(leaf, "shape")]
+        leaves += [numbers[name] for name in COUNTERS]
+        leaves += [leaf for number in self.scheduled for leaf in rates[number]]
+        leaves += [opt_tensors[number][name][key_] for number, name, key_ in self.order]
+        given = self.program.inputs[len(leaves) :]
+        zeros = [jnp.zeros(tuple(one.meta["val"].shape), jax_dtype(one.meta["val"].dtype)) for one in given]
+        return leaves + zeros
+
     def __call__(
         self, batch: Any, numbers: Any, params: Any, model_state: Any, opt_tensors: Any, rates: Any, key: Any
     ) -> Any:
@@ -354,13 +381,7 @@ class ManualCapture:
 
         Steps are those of all optimizers together, and of each scheduler.
         """
-        leaves = [params[name] for name in self.weights] + [model_state[name] for name in self.kept]
-        leaves += [leaf for leaf in pytree.tree_leaves(batch) if hasattr(leaf, "shape")]
-        leaves += [numbers[name] for name in COUNTERS]
-        leaves += [leaf for number in self.scheduled for leaf in rates[number]]
-        leaves += [opt_tensors[number][name][key_] for number, name, key_ in self.order]
-        given = self.program.inputs[len(leaves) :]
-        leaves += [jnp.zeros(tuple(one.meta["val"].shape), jax_dtype(one.meta["val"].dtype)) for one in given]
+        leaves = self.inputs(batch, numbers, params, model_state, opt_tensors, rates)
         new, state, left, logged = self.graph.nest(self.program(leaves, key))
         state = {**model_state, **{n: jnp.asarray(value, model_state[n].dtype) for n, value in state.items()}}
         only = {

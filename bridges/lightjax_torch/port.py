@@ -305,16 +305,15 @@ class PortedTask:
 
         Raises:
           VerificationError: the first operation that differs, with the user's line.
-          ConfigurationError: the module optimizes manually.
         """
+        if tolerance is None:
+            tolerance = 1e-9 if jax_dtype(torch.float64) == jnp.float64 else 1e-4
         if self._manual is not None:
-            raise ConfigurationError(f"A step that optimizes manually cannot be verified yet; {WAY_OUT}.")
+            return self._manual.verify(state, batch, tolerance)
         numbers = counted(state)
         capture = self._captured(self._training, state.params, state.model_state, batch).first.chosen(numbers)
         model_state = self._without_carried(state.model_state)
         differentiated, others = capture.inputs(state.params, model_state, batch, numbers)
-        if tolerance is None:
-            tolerance = 1e-9 if jax_dtype(torch.float64) == jnp.float64 else 1e-4
         return verify(capture.program, [*differentiated, *others], state.key_for("torch"), tolerance)
 
     def arrays(self, state: lj.TrainState) -> dict[str, Any]:

@@ -11,10 +11,12 @@ from lightjax_torch import port_task  # noqa: E402
 from lightjax_torch.lowering import TABLE  # noqa: E402
 from lightjax_torch.verification import VerificationError  # noqa: E402
 from tests.bridge.test_port import CachedMask, ConvNet, Regression, images, sequences, tokens  # noqa: E402
+from tests.bridge.test_port_manual import Gan  # noqa: E402
+from tests.bridge.test_port_manual import data as noise  # noqa: E402
 from tests.models import quiet  # noqa: E402
 
 
-@pytest.mark.parametrize(("kind", "data"), [(ConvNet, images), (CachedMask, tokens)])
+@pytest.mark.parametrize(("kind", "data"), [(ConvNet, images), (CachedMask, tokens), (Gan, noise)])
 def test_a_right_port_is_verified_as_a_whole(kind, data):
     task = port_task(kind())
     batch = jax.tree.map(lambda t: t.numpy(), data(1)[0])

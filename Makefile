@@ -14,7 +14,7 @@ LOGGERS := .venv-loggers
 CLIENTS := mlflow,wandb,comet,neptune,polyaxon,clearml
 
 .NOTPARALLEL:
-.PHONY: help demo test chaos opinfo logger-test browser-test cluster-test lint format clean
+.PHONY: help demo test chaos opinfo compile-test logger-test browser-test cluster-test lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## says what each target does
@@ -46,6 +46,9 @@ browser-test: $(DEV)  ## finds the curves of a report in a real browser (apt-get
 
 opinfo: $(DEV)  ## every operator of torch's own test database through the bridge, against its ledger: about an hour of CPU
 	$(BIN)/python -m tests.bridge.opinfo
+
+compile-test: $(DEV)  ## trains a torch module with backend="inductor", which needs g++ and half a minute to compile
+	$(BIN)/python -m pytest tests/bridge/native/inductor.py
 
 cluster-test: $(DEV)  ## starts SLURM on two nodes, both here, and trains with srun and mpirun; installs both (Debian, root)
 	tests/cluster/cluster-test $(BIN)/python

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib import metadata
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -43,8 +44,8 @@ def from_torch(
       weights alone.
 
     Raises:
-      ConfigurationError: `module` is no module, the backend or the device is not there, or the installed Lightning is
-        one of its malicious releases.
+      ConfigurationError: `module` is no module, the backend, what it compiles with or the device is not there, or the
+        installed Lightning is one of its malicious releases.
 
     Example:
       >>> import torch, lightjax as lj
@@ -74,10 +75,13 @@ def from_torch(
         raise ConfigurationError(f"from_torch got {sorted(options)}, which are options of backend='jax'.")
     found = _backend(backend)
     processes = joined()
+    place = _device(device, processes.local_rank if not processes.alone else 0)
+    if backend == "inductor":
+        _check_compiler(place)
     return TorchTask(
         module,
         found,
-        _device(device, processes.local_rank if not processes.alone else 0),
+        place,
         processes,
         use_distributed_sampler=use_distributed_sampler,
         find_unused_parameters=find_unused_parameters,
@@ -103,6 +107,31 @@ def _backend(backend: str | Callable[..., Any]) -> str | Callable[..., Any]:
             f"{', '.join(sorted({'eager', *known}))}."
         ) from error
     return backend
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Looks for what inductor compiles with before anything runs: it would look at the first step.
+
+    Raises:
+      ConfigurationError: it is not there.
+    """
+    if device.type == "cuda" and find_spec("triton") is None:
+        raise ConfigurationError(
+            "backend='inductor' needs the package triton on a GPU, which is not installed; install it, or take "
+            "backend='eager'."
+        )
+    if device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler as error:
+            raise ConfigurationError(
+                f"backend='inductor' needs a C++ compiler on the CPU ({str(error).splitlines()[0]}); "
+                "install one (g++ on Debian and Ubuntu), name it in the environment as CXX, or take backend='eager' or "
+                "'jax'."
+            ) from error
 
 
 def _device(device: str | torch.device, local_rank: int = 0) -> torch.device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +83,33 @@ def load_weights_of(module: torch.nn.Module, weights: Mapping[str, torch.Tensor]
     tied = {name: weights[named[id(one)]] for name, one in own.items() if named.get(id(one)) in weights}
     left_out = every.keys() - own.keys()
     module.load_state_dict({**tied, **{k: v for k, v in weights.items() if k not in left_out}}, strict=strict)
+
+
+def load_optimization(found: Mapping[str, Any] | None, optimizers: Sequence[Any], schedulers: Sequence[Any]) -> None:
+    """Gives optimizers and schedulers the states they have in a Lightning checkpoint.
+
+    Args:
+      found: what `read_checkpoint` returned; None for nothing to do.
+      optimizers: as `configure_optimizers` returned them.
+      schedulers: likewise, alone or in dicts.
+
+    Raises:
+      CheckpointError: it has none, or others.
+    """
+    if found is None:
+        return
+    plain = [one["scheduler"] if isinstance(one, Mapping) else one for one in schedulers]
+    for name, ours in (("optimizer_states", optimizers), ("lr_schedulers", plain)):
+        theirs = found.get(name)
+        if theirs is None or len(theirs) != len(ours):
+            has = "no" if theirs is None else str(len(theirs))
+            raise CheckpointError(
+                f"The checkpoint has {has} {name}, and configure_optimizers returned {len(ours)}; save it with "
+                "save_weights_only=False, or take its weights alone, task.load_checkpoint(path)."
+            )
+        for one, state in zip(ours, theirs, strict=True):
+            try:
+                one.load_state_dict(state)
+            except (ValueError, KeyError) as error:
+                what = f"The {name} of the checkpoint are not those of {type(one).__name__}"
+                raise CheckpointError(f"{what}: {error}") from error

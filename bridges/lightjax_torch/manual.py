@@ -24,6 +24,7 @@ from lightjax_torch.counters import Answers, Counters
 from lightjax_torch.errors import WAY_OUT, CaptureError
 from lightjax_torch.function import meta
 from lightjax_torch.host_hooks import reading
+from lightjax_torch.lightning_checkpoint import load_optimization
 from lightjax_torch.manual_schedules import ManualSchedules, ScheduledRates
 from lightjax_torch.manual_view import ManualView, counting, optimizing, set_rates
 from lightjax_torch.metric_objects import check_joins
@@ -70,8 +71,16 @@ class ManualOptimization:
         self.module, self.tensors, self.values, self.call = module, tensors, values, by_itself()
         self.optimizers: list[torch.optim.Optimizer] = []
         self._read: dict[str, Any] | None = None
+        self._begun_with: Mapping[str, Any] | None = None
         with contextlib.suppress(NoTrainerError):  # `init` does it, when a trainer runs the task
             self._configure()
+
+    def begin_with(self, checkpoint: Mapping[str, Any] | None) -> None:
+        """Lets optimizers and schedulers begin with the states in a Lightning checkpoint, None for none."""
+        if checkpoint is not self._begun_with:
+            self._begun_with, self._read = checkpoint, None
+            with contextlib.suppress(NoTrainerError):
+                self._configure()
 
     def _configure(self) -> None:
         """Calls `configure_optimizers`, and again where what it read of the trainer has changed."""
@@ -85,6 +94,7 @@ class ManualOptimization:
                 f"{type(module).__name__} optimizes manually, and configure_optimizers returned no optimizers; return "
                 "one or a list of them."
             )
+        load_optimization(self._begun_with, self.optimizers, schedulers)
         names = {id(tensor): name for name, tensor in tensors.parameters.items()}
         strangers = [p for o in self.optimizers for g in o.param_groups for p in g["params"] if id(p) not in names]
         if strangers:

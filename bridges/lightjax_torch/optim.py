@@ -159,6 +159,13 @@ class CapturedOptimizer:
             if kept:
                 usual, outputs = self._capture(params, kept)
                 first = None
+                # Parameters that were without a state begin as if the others had none, too.
+                begun = {name: held for name, held in _statics(outputs).items() if name in kept}
+                if begun != {name: held for name, held in _statics(kept).items() if name in self.names}:
+                    raise CaptureError(
+                        f"{type(self.optimizer).__name__} keeps Python numbers in its state that change from step to "
+                        "step, which a compiled step cannot; pass an optax transformation, optimizer=optax...."
+                    )
             else:
                 first, outputs = self._capture(params, {})
                 usual, again = self._capture(params, outputs)

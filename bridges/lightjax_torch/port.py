@@ -19,7 +19,7 @@ from lightjax_torch.captured_step import CARRIES, CapturedStep, abstract, counte
 from lightjax_torch.errors import WAY_OUT, CaptureError
 from lightjax_torch.hooks import overridden
 from lightjax_torch.host_hooks import HostHooks, prepare, reading
-from lightjax_torch.lightning_checkpoint import read_checkpoint
+from lightjax_torch.lightning_checkpoint import load_optimization, read_checkpoint
 from lightjax_torch.manual import ManualOptimization
 from lightjax_torch.module_state import ModuleState, names_in_code
 from lightjax_torch.optim import CapturedOptimizer, CapturedState
@@ -123,6 +123,7 @@ class PortedTask:
         self._torch_optimizer: torch.optim.Optimizer | None = None
         self._captured_optimizer: CapturedOptimizer | None = None
         self._read: dict[str, Any] | None = None
+        self._begun_with: dict[str, Any] | None = None
         with contextlib.suppress(NoTrainerError):  # `init` does it, when a trainer runs the task
             self._configure()
         self._steps: dict[Any, CapturedStep] = {}
@@ -141,6 +142,8 @@ class PortedTask:
         if self._read is None or not self.values.still(self._read):
             with reading(self.module, self.values) as read:
                 self._torch_optimizer, schedulers = configured(self.module)
+            if self._torch_optimizer is not None:
+                load_optimization(self._begun_with, [self._torch_optimizer], [one.scheduler for one in schedulers])
             self._read = read
             self._transformation = self._captured_optimizer = None
             if self._torch_optimizer is not None:
@@ -376,15 +379,30 @@ class PortedTask:
             )
         return self._captured_optimizer.to_torch(state.opt_state, state.params)
 
-    def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
+    def load_checkpoint(self, path: str | os.PathLike[str], *, optimizers: bool = False) -> None:
         """Puts the weights of a Lightning `.ckpt` into the module, for states that `init` makes from now on.
 
-        Runs no code that is in the file.
+        Runs no code that is in the file. Steps and epochs are counted from 0.
+
+        Args:
+          path: the file.
+          optimizers: take the states of the module's own optimizers and learning-rate schedulers, too.
 
         Raises:
-          CheckpointError: it cannot be read without a pickle.
+          CheckpointError: it cannot be read without a pickle, or its optimizers are others.
+          ConfigurationError: an optax optimizer was given in the place of the module's.
         """
-        self.module.load_state_dict(read_checkpoint(path)["state_dict"], strict=True)
+        found = read_checkpoint(path)
+        if optimizers and self._optimizer_given:
+            raise ConfigurationError("The checkpoint's optimizer is torch's, and this task has optimizer=optax....")
+        self.module.load_state_dict(found["state_dict"], strict=True)
+        begun_with = found if optimizers else None
+        if self._manual is not None:
+            self._manual.begin_with(begun_with)
+        elif begun_with is not self._begun_with:
+            self._begun_with, self._read = begun_with, None
+            with contextlib.suppress(NoTrainerError):
+                self._configure()
 
     def load_state_dict(self, state: lj.TrainState, weights: Mapping[str, torch.Tensor]) -> lj.TrainState:
         """Returns a state with other weights, named as in the module's `state_dict`; all have to be there.

@@ -43,9 +43,46 @@ class Telling(lj.Callback):
         self.looks = state["looks"]
 
 
+def task_of(kind):
+    if kind != "ported":
+        return mlp_task()
+    import torch
+    from torch import nn
+
+    from lightjax_torch import port_task
+
+    class Classifier(nn.Module):
+        """Everything of a ported module that has a memory: statistics, dropout, a hidden state, a scheduler."""
+
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 10))
+            self.before = None
+
+        def loss(self, batch):
+            return nn.functional.cross_entropy(self.net(batch["x"]), batch["y"].long())
+
+        def training_step(self, batch, batch_idx):
+            loss = self.loss(batch)
+            if self.before is not None:
+                loss = loss + 0.1 * (loss - self.before).square()
+            self.before = loss.detach()
+            return loss * min(1.0, (self.global_step + 1) / 9)
+
+        def validation_step(self, batch, batch_idx):
+            self.log("loss", self.loss(batch))
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
+            return [optimizer], [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 5, 0.9), "interval": "step"}]
+
+    torch.manual_seed(0)
+    return port_task(Classifier())
+
+
 def loader_of(kind):
     arrays = digit_like_data(246)
-    if kind in ("array", "device", "list"):
+    if kind in ("array", "device", "list", "ported"):
         loader = lj.ArrayLoader(arrays, 16, shuffle=True, seed=1, on_device=kind == "device")
         return list(loader.epoch(0)) if kind == "list" else loader
     rows = [{"x": x, "y": y} for x, y in zip(arrays["x"], arrays["y"], strict=True)]
@@ -100,7 +137,7 @@ def train(directory: Path, steps_per_call: int, kind: str, tell=lambda doing: No
         enable_model_summary=False,
         enable_progress_bar=False,
     )
-    result = trainer.fit(mlp_task(), loader_of(kind), lj.ArrayLoader(digit_like_data(37, seed=2), 8))
+    result = trainer.fit(task_of(kind), loader_of(kind), lj.ArrayLoader(digit_like_data(37, seed=2), 8))
     best, last = result.checkpoint.best, result.checkpoint.last
     return {
         "state": hashlib.sha256(b"".join(bits(result.state))).hexdigest(),

@@ -278,7 +278,7 @@ class Loop:
         """Returns the metrics of the newest call that is finished, without waiting: {} where none is."""
         for rows, last in reversed(self.in_flight):
             if self.engine.finished(rows):
-                return named(self.engine, self.engine.compute("train", self.engine.row(rows, last)), "train/")
+                return named(self.engine, self.engine.compute("train", self.engine.row(rows, last), "step"), "train/")
         return {}
 
     def _validate(self) -> None:
@@ -302,8 +302,6 @@ class Loop:
 
 def shown(metrics: Mapping[str, Any], *, epoch: bool = False) -> dict[str, Any]:
     """Picks what a person wants to see: the newest window, or the means of the epoch under the same names."""
-    return {
-        name: metrics.get(f"{name}_epoch", value) if epoch else value
-        for name, value in metrics.items()
-        if not name.endswith("_epoch")
-    }
+    values = {name: value for name, value in metrics.items() if not name.endswith("_epoch")}
+    of_epoch = {name.removesuffix("_epoch"): value for name, value in metrics.items() if name.endswith("_epoch")}
+    return values | of_epoch if epoch else values

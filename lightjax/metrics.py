@@ -6,7 +6,7 @@ The protocol is the one clu and metrax metrics follow, so that theirs work where
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,16 @@ import numpy as np
 from lightjax import _tree
 from lightjax.errors import MetricError
 
+Level = Literal["step", "epoch"]
+
 
 @runtime_checkable
 class Metric(Protocol):
     """A pytree of arrays that knows how to join another of its kind.
 
     `merge` runs inside compiled code and keeps shapes and dtypes; `compute` turns what was gathered into the
-    reported value, and is called with numpy leaves on the host.
+    reported value, and is called with numpy leaves on the host. One of a train step that has an attribute `level` is
+    reported for windows of steps ("step") or for whole epochs ("epoch") alone.
     """
 
     def merge(self, other: Any, /) -> Any:

@@ -34,7 +34,8 @@ def window_reports(
     def read() -> Iterator[Report]:
         on_host = jax.device_get(rows)
         for row in picked:
-            yield Report(steps[row], epoch, named(engine, engine.compute("train", engine.row(on_host, row)), "train/"))
+            values = engine.compute("train", engine.row(on_host, row), "step")
+            yield Report(steps[row], epoch, named(engine, values, "train/"))
 
     return read
 
@@ -45,7 +46,8 @@ def totals_report(
     """Returns a function that waits for the device and reads the metrics of an epoch or an evaluation."""
 
     def read() -> Iterator[Report]:
-        yield Report(step, epoch, named(engine, engine.compute(stage, jax.device_get(totals)), prefix, suffix))
+        values = engine.compute(stage, jax.device_get(totals), "epoch" if suffix else "step")
+        yield Report(step, epoch, named(engine, values, prefix, suffix))
 
     return read
 

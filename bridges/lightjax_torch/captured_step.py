@@ -185,6 +185,7 @@ class Capture:
         counters: Counters = seen["counters"]
         self.asked, self.used, self.read = counters.asked, counters.used, seen["view"].read
         self.logged_as: dict[str, Any] = seen["view"].logged_as
+        self.levels: dict[str, str] = seen["view"].levels
         outputs = self.graph.nest(self.program.outputs)
         if part.differentiated:
             outputs, gradients, _ = outputs

@@ -295,7 +295,7 @@ class TorchEngine:
         """Says whether the values of a step can be read without waiting."""
         return self.device.type == "cpu"
 
-    def compute(self, stage: str, vectors: Any) -> dict[str, Any]:
+    def compute(self, stage: str, vectors: Any, level: str | None = None) -> dict[str, Any]:
         """Reads logged values; waits for the device."""
         if isinstance(vectors, StepValues):
             self.log.check_loss(vectors)

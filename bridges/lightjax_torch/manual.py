@@ -365,7 +365,8 @@ class ManualCapture:
         ]
         self.states, self.gradients, view = seen["left"], seen["gradients"], seen["view"]
         self.asked, self.used = seen["counters"].asked, seen["counters"].used
-        self.read, self.logged_as, self.steps, self.scheduled = view.read, view.logged_as, view.steps, view.scheduled
+        self.read, self.logged_as, self.levels = view.read, view.logged_as, view.levels
+        self.steps, self.scheduled = view.steps, view.scheduled
         owner.schedules.allow(max(self.scheduled.values(), default=0))
         logged = self.graph.nest(self.program.outputs)[3]
         self.logged_dtypes = dtypes_of(logged)

@@ -13,6 +13,7 @@ from lightjax.metrics import batch_size
 from lightjax_torch.counters import Answers, Expression, evaluate
 from lightjax_torch.errors import WAY_OUT, CaptureError
 from lightjax_torch.metric_objects import Gathered
+from lightjax_torch.step_view import at_level
 
 if TYPE_CHECKING:
     pass
@@ -71,6 +72,7 @@ class Paths:
                 )
         self._always = set.intersection(*(set(one.logged_as) for one in self.captures))
         self._logged_as = {n: how for one in self.captures for n, how in one.logged_as.items()}
+        self._levels = {n: level for one in self.captures for n, level in one.levels.items()}
         self._dtypes = {
             n: jnp.result_type(*(one.logged_dtypes[n] for one in self.captures if n in one.logged_dtypes))
             for n in {n for one in self.captures for n in one.logged_dtypes}
@@ -133,6 +135,7 @@ class Paths:
                 else how.metric_or_none(logged.get(name), self._dtypes.get(name), examples)
                 for name, how in self._logged_as.items()
             }
+            metrics = {name: at_level(one, self._levels.get(name), examples) for name, one in metrics.items()}
             return outputs, metrics, *rest
 
         return run(self._tree)

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import torch
 
 import lightjax as lj
+from lightjax.metrics import is_metric
 from lightjax_torch.arrays import jax_dtype
 from lightjax_torch.counters import Counters, Number
 from lightjax_torch.errors import WAY_OUT, CaptureError
@@ -23,6 +25,44 @@ _REDUCTIONS = {
     torch.mean: "mean", torch.sum: "sum", torch.max: "max", torch.min: "min", torch.amax: "max", torch.amin: "min",
     max: "max", min: "min", sum: "sum",
 }  # fmt: skip
+
+
+@jax.tree_util.register_pytree_node_class
+class AtLevel:
+    """A metric that is reported for windows of steps, or for epochs, alone.
+
+    Args:
+      metric: the metric.
+      level: "step" or "epoch".
+    """
+
+    def __init__(self, metric: Any, level: str) -> None:
+        self.metric, self.level = metric, level
+        self.elementwise = getattr(metric, "elementwise", False)
+
+    def tree_flatten(self) -> tuple[Any, Any]:
+        """Returns the metric, and the level."""
+        return (self.metric,), self.level
+
+    @classmethod
+    def tree_unflatten(cls, level: str, metric: Any) -> AtLevel:
+        """Puts it together again."""
+        return cls(*metric, level)
+
+    def merge(self, other: AtLevel) -> AtLevel:
+        """Merges the metric."""
+        return AtLevel(self.metric.merge(other.metric), self.level)
+
+    def compute(self) -> Any:
+        """Computes the metric."""
+        return self.metric.compute()
+
+
+def at_level(value: Any, level: str | None, examples: int) -> Any:
+    """Returns a metric, or a bare number, that is reported at a level alone; None for all."""
+    if level is None:
+        return value
+    return AtLevel(value if is_metric(value) else lj.Mean(value, weights=examples), level)
 
 
 @dataclass(frozen=True)
@@ -61,12 +101,15 @@ class StepView:
       training: whether a train step is captured.
 
     Attributes:
+      logged: values by name, and `logged_as`, how they are gathered.
+      levels: "step" or "epoch" for what is reported there alone.
       read: what was read of the trainer.
     """
 
     def __init__(self, counters: Counters, values: TrainerValues, *, training: bool) -> None:
         self.logged: dict[str, Any] = {}
         self.logged_as: dict[str, Any] = {}
+        self.levels: dict[str, str] = {}
         self._objects: dict[str, Any] = {}
         self.read: dict[str, Any] = {}
         self.training = training
@@ -114,6 +157,10 @@ class StepView:
         **_: Any,
     ) -> None:
         """Takes a value of the module's `self.log`."""
+        if self.training and (on_step is False or on_epoch is False):
+            if on_step is on_epoch:
+                return
+            self.levels[name] = "epoch" if on_step is False else "step"
         if is_metric_object(value):
             self._objects[name] = value
             return

@@ -14,6 +14,7 @@ from lightjax.data.stage import FitData, Limit, Loaders
 from lightjax.data.stretch import Stretch
 from lightjax.engine.packing import Vectors
 from lightjax.engine.program import Steps
+from lightjax.metrics import Level
 from lightjax.policy_request import PolicyRequest
 from lightjax.profiler.tracer import Tracer
 from lightjax.summary import Summary
@@ -246,8 +247,8 @@ class Engine(Protocol):
         """Says whether the call that returned these metrics is finished; does not wait."""
         ...
 
-    def compute(self, stage: str, vectors: Any) -> dict[str, Any]:
-        """Computes packed metrics of a stage that are on the host."""
+    def compute(self, stage: str, vectors: Any, level: Level | None = None) -> dict[str, Any]:
+        """Computes packed metrics of a stage that are on the host; of a level, those that belong to it."""
         ...
 
     def metric_names(self, stage: str) -> list[str]:

@@ -34,6 +34,7 @@ from lightjax.engine.program import Steps, eval_program, eval_step_program, trai
 from lightjax.engine.pure import PureEngine
 from lightjax.engine.tracing import Traced, trace
 from lightjax.errors import RecompileError
+from lightjax.metrics import Level
 from lightjax.policy_request import PolicyRequest
 
 
@@ -250,9 +251,9 @@ class JitEngine(PureEngine):
         with self.layout.scope():
             return self._predict(state, steps)
 
-    def compute(self, stage: str, vectors: Any) -> dict[str, Any]:
+    def compute(self, stage: str, vectors: Any, level: Level | None = None) -> dict[str, Any]:
         """Computes packed metrics of a stage ("train", "eval", "eval/NAME") that are on the host."""
-        return self._traced[stage].packing.compute(vectors)
+        return self._traced[stage].packing.compute(vectors, level)
 
     def metric_names(self, stage: str) -> list[str]:
         """Returns the names that a stage ("train", "eval", "eval/NAME") reports."""

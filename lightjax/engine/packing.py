@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lightjax.errors import MetricError
-from lightjax.metrics import Metric
+from lightjax.metrics import Level, Metric
 
 Vectors = dict[str, jax.Array]
 
@@ -113,8 +113,12 @@ class Packing:
             merged.append(jax.tree.leaves(jax.vmap(lambda one, other: one.merge(other))(*both)))
         return self._join(merged)
 
-    def compute(self, vectors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def compute(self, vectors: Mapping[str, np.ndarray], level: Level | None = None) -> dict[str, Any]:
         """Computes packed metrics on the host, those of a kind in one go where their class allows it.
+
+        Args:
+          vectors: the metrics.
+          level: what they were merged over; metrics of another level are left out.
 
         Returns:
           What each metric computes, by name; floats where many were computed at once.
@@ -122,12 +126,14 @@ class Packing:
         values = {}
         for kind, stacks in zip(self.kinds, self._split(vectors), strict=True):
             stacked = jax.tree.unflatten(kind.structure, stacks)
+            if level is not None and getattr(stacked, "level", None) not in (None, level):
+                continue
             if getattr(stacked, "elementwise", False) and not any(shape for shape, _ in kind.leaves):
                 values |= zip(kind.names, np.asarray(stacked.compute(), np.float64).tolist(), strict=True)
             else:
                 for row, name in enumerate(kind.names):
                     values[name] = jax.tree.unflatten(kind.structure, [stack[row] for stack in stacks]).compute()
-        return {name: values[name] for name in self.names}
+        return {name: values[name] for name in self.names if name in values}
 
     def _join(self, kinds: list[list[jax.Array]]) -> Vectors:
         parts: dict[str, list[jax.Array]] = {}

@@ -299,6 +299,24 @@ def test_logged_values_are_reduced_as_they_ask():
     assert result.metrics["train/largest_epoch"] == pytest.approx(max(x.max().item() for x, _ in batches))
 
 
+class Leveled(Regression):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.log("of_steps", loss, on_epoch=False)
+        self.log("of_epochs", loss, on_step=False, on_epoch=True)
+        self.log("both", loss, on_step=True, on_epoch=True)
+        self.log("none", loss, on_step=False, on_epoch=False)
+        return loss
+
+
+def test_logged_values_are_reported_for_steps_and_epochs_as_they_ask():
+    result = quiet(max_epochs=1, log_every_n_steps=2).fit(port_task(Leveled()), sequences(4))
+    names = {name.removeprefix("train/") for name in result.metrics}
+    assert names == {"loss", "loss_epoch", "of_steps", "of_epochs_epoch", "both", "both_epoch"}
+    assert result.metrics["train/of_epochs_epoch"] == result.metrics["train/both_epoch"]
+    assert result.metrics["train/of_steps"] == result.metrics["train/both"]
+
+
 class Bad(Module):
     def __init__(self, step):
         super().__init__()

@@ -13,7 +13,14 @@ from lightjax.errors import MetricError
 from lightjax_torch.processes import Processes
 
 # Where a value goes if the call does not say: (on_step, on_epoch), by the method it is logged in.
-_BY_BATCH = {"training_step": (True, False), "on_train_batch_start": (True, False), "on_train_batch_end": (True, False)}
+_BY_BATCH = dict.fromkeys(
+    (
+        "training_step", "on_train_batch_start", "on_train_batch_end", "on_before_backward", "backward",
+        "on_after_backward", "on_before_optimizer_step", "optimizer_step", "configure_gradient_clipping",
+        "on_before_zero_grad", "optimizer_zero_grad",
+    ),
+    (True, False),
+)  # fmt: skip
 _SILENT = ("predict", "configure", "setup", "teardown", "on_fit", "on_train_end", "on_validation_end", "on_test_end")
 
 
@@ -191,7 +198,7 @@ def levels(hook: str | None, name: str, on_step: bool | None, on_epoch: bool | N
         )
     step, epoch = _BY_BATCH.get(hook, (False, True))
     step, epoch = step if on_step is None else on_step, epoch if on_epoch is None else on_epoch
-    if step and "batch" not in hook and not hook.endswith("_step"):
+    if step and hook not in _BY_BATCH and "batch" not in hook and not hook.endswith("_step"):
         raise MetricError(f"self.log({name!r}, on_step=True) was called in {hook}, which runs once an epoch.")
     return step, epoch
 

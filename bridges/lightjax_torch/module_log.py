@@ -75,6 +75,16 @@ class ModuleLog:
         """Goes on with the epoch of training."""
         self.current = self.train
 
+    def note_step(self) -> None:
+        """Makes the values of the step under way the newest of their names; also under the name without "_step"."""
+        if self._engine.stage != "train":
+            return
+        steps, running = self.current.steps, self.current.running
+        self.newest.update(steps)
+        for name, one in running.items():
+            if one.forked and f"{name}_step" in steps:
+                self.newest[name] = steps[f"{name}_step"]
+
     def freeze(self, log: Logged) -> dict[str, torch.Tensor]:
         """Ends what was gathered; the values are the newest of their names."""
         found = log.freeze(self._engine.processes)

@@ -65,7 +65,7 @@ class TrainStep:
         if steps:
             self.step_schedulers("step", number, plateau=True)
         self._log.batch = None
-        self._log.newest.update(self._log.current.steps)
+        self._log.note_step()
         return output.get("loss") if isinstance(output, dict) else None
 
     def _optimize(self, batch: Any, number: int, group: int, *, first: bool, steps: bool) -> dict[str, Any]:

@@ -78,8 +78,10 @@ class TrainerView:
 
     @property
     def callback_metrics(self) -> Mapping[str, torch.Tensor]:
-        """The newest value of every metric."""
-        return self._engine.log.newest
+        """The newest value of every metric, those of the step under way included."""
+        log = self._engine.log
+        log.note_step()
+        return log.newest
 
     logged_metrics = progress_bar_metrics = callback_metrics
 

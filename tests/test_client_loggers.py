@@ -87,7 +87,9 @@ def records_of(content):
 class TestWandb:
     def rows(self, tmp_path):
         """Reads the history out of the transaction log: LevelDB's log format around protobuf records."""
-        pytest.importorskip("wandb")
+        wandb = pytest.importorskip("wandb")
+        # Its service process completes the file after `finish`; this waits for its end, as the end of a program does.
+        wandb.teardown()
         from wandb.proto import wandb_internal_pb2 as proto
 
         rows, config = [], {}

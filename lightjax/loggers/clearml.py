@@ -89,6 +89,9 @@ class ClearMLLogger(ClientLogger):
 
     def _open(self, directory: Path) -> Any:
         task = self.module.Task
+        # It would fork a process that reports, which locks up beside JAX's threads and is not waited for: threads do it
+        # (report_use_subprocess in clearml.conf).
+        task._report_subprocess_enabled = False
         if self.offline:
             task.set_offline(True)
         return task.init(**{**self._options, "task_name": self._options["task_name"] or directory.name})

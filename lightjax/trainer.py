@@ -107,6 +107,8 @@ class Trainer:
       enable_checkpointing: save the last and the best state.
       enable_model_summary: print a table of the parameters and what was derived from the arguments (devices, precision,
         batch, steps, memory, checkpoints) before training, and what came out of it and where the time went after it.
+      quiet: print neither bar nor tables nor how a run went and where its files are, for the `--quiet` of a program;
+        notes of what is not as it should be are printed all the same.
       default_root_dir: where run directories are made; "lightjax_logs" when None.
       resume: "auto" goes on from the newest whole checkpoint of the newest run under `default_root_dir` (and begins a
         new run where there is none); the directory of a checkpoint or of a run goes on from there; None begins anew.
@@ -182,6 +184,7 @@ class Trainer:
         enable_progress_bar: bool = True,
         enable_checkpointing: bool = True,
         enable_model_summary: bool = True,
+        quiet: bool = False,
         default_root_dir: str | os.PathLike[str] | None = None,
         resume: str | os.PathLike[str] | None = None,
         on_save_error: Literal["raise", "warn"] = "raise",
@@ -250,8 +253,9 @@ class Trainer:
             "test": limit_test_batches,
             "predict": limit_predict_batches,
         }
-        self.enable_progress_bar = enable_progress_bar
-        self.enable_model_summary = enable_model_summary
+        self.enable_progress_bar = enable_progress_bar and not quiet
+        self.enable_model_summary = enable_model_summary and not quiet
+        self.quiet = quiet
         self.default_root_dir = default_root_dir
         self.enable_checkpointing = enable_checkpointing
         check_arguments(self)

@@ -158,9 +158,10 @@ class Training:
         if checkpoint is not None and self._about is not None:
             if not run.resume(checkpoint, self._about, None if places is None else places.reports):
                 output.write_line("note: what the run reported before this is not here; result.history begins anew")
-            output.write_line(
-                f"resumed from {checkpoint.path} at step {run.step}, batch {run.batch} of epoch {run.epoch}"
-            )
+            if not trainer.quiet:
+                output.write_line(
+                    f"resumed from {checkpoint.path} at step {run.step}, batch {run.batch} of epoch {run.epoch}"
+                )
             data.train.resume(run.epoch, run.batch, run.place, output.write_line, interrupt.requested)
         with ExitStack() as closing:
             # Each is closed whatever the others raise: the display first, the loggers after the checkpoints.
@@ -198,7 +199,7 @@ class Training:
             output.write_line(closing_summary(run.history.rows, times))
         if report := trainer.profiler.report():
             output.write_line(report)
-        if directory is not None:
+        if directory is not None and not trainer.quiet:
             output.write_line(f"stopped by {stopped_by} at step {run.step}; run directory: {directory}")
         if trainer.requeue and stopped_by == "preempted" and (line := requeue_slurm_job()):
             output.write_line(line)

@@ -82,6 +82,14 @@ def test_the_end_says_what_came_out(capsys):
     assert re.search(r"\d+ m?s: .* %", out)
 
 
+def test_quiet_says_nothing_of_a_run_nor_of_its_resumption(tmp_path, capsys):
+    for epochs, resume in ((1, None), (2, "auto")):
+        trainer = lj.Trainer(max_epochs=epochs, quiet=True, default_root_dir=tmp_path, resume=resume)
+        result = trainer.fit(linear_task(), lj.ArrayLoader(linear_data(8), 4))
+    assert result.state.step == 4
+    assert capsys.readouterr().out == ""
+
+
 def test_values_that_are_not_finite_are_shown_as_they_are():
     rows = [{"step": 1, "epoch": 0, "val/a": 2.0, "val/b": math.nan}, {"step": 2, "epoch": 0, "val/a": math.inf}]
     text = closing_summary(rows, Times(1.0, (Action("rest", 1.0, 0),), (), 2, 2, 0))

@@ -1,4 +1,4 @@
-"""The command line: `lightjax checkpoint ls|verify|show DIRECTORY`, `lightjax report DIRECTORY...`, `lightjax plan`."""
+"""The command line: `lightjax checkpoint ls|verify|show`, `lightjax report`, `lightjax plan` and `lightjax port`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lightjax.checkpoint.checksums import damage
 from lightjax.checkpoint.location import files_below, located, size_of
 from lightjax.errors import CheckpointError, ConfigurationError
 from lightjax.plan_command import add_plan
+from lightjax.port_command import add_port
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.add_argument("--metrics", nargs="+", help="quantities (loss) or metrics (val/loss) to show; all by default")
     report.set_defaults(run=lambda chosen: draw_report(chosen.directories, chosen.output, chosen.metrics))
     add_plan(commands)
+    add_port(commands)
     chosen = parser.parse_args(arguments)
     try:
         return chosen.run(chosen)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from lightjax.errors import LightjaxError
 
 WAY_OUT = 'run the module in torch itself, from_torch(module, backend="eager")'
@@ -12,4 +14,12 @@ class CaptureError(LightjaxError, RuntimeError):
 
 
 class UnsupportedOperatorError(CaptureError, NotImplementedError):
-    """Operations without a rule for JAX; the message lists them all, with the user's lines and the way out."""
+    """Operations without a rule for JAX; the message lists them all, with the user's lines and the way out.
+
+    Attributes:
+      operations: the user's lines by operation; empty where one has a rule, but not for its arguments.
+    """
+
+    def __init__(self, message: str, operations: Mapping[str, Sequence[str]] | None = None) -> None:
+        super().__init__(message)
+        self.operations = dict(operations or {})

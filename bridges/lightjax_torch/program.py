@@ -192,7 +192,8 @@ def _check(nodes: Sequence[Node], module: torch.fx.GraphModule) -> None:
         listed = "; ".join(f"{target} at {', '.join(lines)}" for target, lines in sorted(missing.items()))
         raise UnsupportedOperatorError(
             f"{len(missing)} operation{'s have' if len(missing) > 1 else ' has'} no rule for JAX: {listed}. Register "
-            f"one, lightjax_torch.register_lowering(torch.ops...., rule) (docs/porting.md shows how), or {WAY_OUT}."
+            f"one, lightjax_torch.register_lowering(torch.ops...., rule) (docs/porting.md shows how), or {WAY_OUT}.",
+            missing,
         )
 
 

@@ -15,11 +15,13 @@ from lightjax_torch.lowering import (
     losses,
     matmul,
     normalization,
+    polynomials,
     pooling,
     random,
     recurrent,
     reductions,
     resampling,
+    segments,
     shapes,
 )
 from lightjax_torch.lowering.table import TABLE, register_lowering
@@ -35,11 +37,13 @@ __all__ = [
     "losses",
     "matmul",
     "normalization",
+    "polynomials",
     "pooling",
     "random",
     "recurrent",
     "reductions",
     "register_lowering",
     "resampling",
+    "segments",
     "shapes",
 ]

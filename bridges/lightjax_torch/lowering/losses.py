@@ -33,3 +33,31 @@ def multi_margin_loss_backward(
 ) -> jax.Array:
     """The gradient of the scores."""
     return vjp(lambda x: multi_margin_loss(x, target, p, margin, weight, reduction), x)(g)[0]
+
+
+def _multilabel_margins(x: jax.Array, target: jax.Array, reduction: int) -> tuple[jax.Array, jax.Array]:
+    rows, labels = jnp.atleast_2d(x), jnp.atleast_2d(target)
+    # A row's labels end at the first negative one.
+    valid = jnp.cumprod(labels >= 0, -1).astype(bool)
+    classes = jnp.arange(rows.shape[-1])
+    is_label = jnp.any((labels[..., None] == classes) & valid[..., None], -2)
+    scores = jnp.take_along_axis(rows, jnp.where(valid, labels, 0), -1)
+    distance = 1 - scores[..., :, None] + rows[..., None, :]
+    counted = valid[..., :, None] & ~is_label[..., None, :] & (distance > 0)
+    losses = jnp.sum(jnp.where(counted, distance, 0), (-2, -1)) / rows.shape[-1]
+    losses = losses.reshape(x.shape[:-1]) if reduction == 0 else losses
+    return _REDUCTIONS[reduction](losses), is_label.astype(x.dtype).reshape(target.shape)
+
+
+@lowers(aten.multilabel_margin_loss_forward.default)
+def multilabel_margin_loss(x: jax.Array, target: jax.Array, reduction: int = 1) -> tuple[jax.Array, jax.Array]:
+    """How far classes come within a margin of any of the right ones, and which the right ones are."""
+    return _multilabel_margins(x, target, reduction)
+
+
+@lowers(aten.multilabel_margin_loss_backward.default)
+def multilabel_margin_loss_backward(
+    g: jax.Array, x: jax.Array, target: jax.Array, reduction: int, is_target: jax.Array
+) -> jax.Array:
+    """The gradient of the scores."""
+    return vjp(lambda x: _multilabel_margins(x, target, reduction)[0], x)(g)[0]

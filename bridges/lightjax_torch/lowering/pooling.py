@@ -205,3 +205,57 @@ def max_unpool(x: jax.Array, places: jax.Array, size: Sequence[int]) -> jax.Arra
     rows = math.prod(x.shape[:-2])
     flat = image.reshape(rows, -1).at[jnp.arange(rows)[:, None], places.reshape(rows, -1)].set(x.reshape(rows, -1))
     return flat.reshape(image.shape)
+
+
+def _fractional_starts(size: int, kernel: int, wanted: int, sample: jax.Array) -> jax.Array:
+    """Returns where the windows of a random pooling begin, [batch, channels, wanted]."""
+    last = size - kernel
+    if wanted == 1:
+        return jnp.full((*sample.shape, 1), last, jnp.int32)
+    step = jnp.asarray(last, sample.dtype) / (wanted - 1)
+    places = jnp.arange(wanted, dtype=sample.dtype)
+    starts = jnp.trunc((places + sample[..., None]) * step) - jnp.trunc(sample * step)[..., None]
+    return jnp.where(places == wanted - 1, last, starts.astype(jnp.int32))
+
+
+def _fractional_max_pool(
+    x: jax.Array, kernel: Any, sizes: Sequence[int], samples: jax.Array, *, order: Sequence[int]
+) -> tuple[jax.Array, jax.Array]:
+    """The largest elements of windows at random places; `order` says which of the samples is which dimension's."""
+    n = len(order)
+    kernel = per_dimension(kernel, n)
+    shape = x.shape[-n:]
+    images = x.reshape(-1, *x.shape[-n - 1 :])
+    starts = [
+        _fractional_starts(*one, samples[..., place]) for *one, place in zip(shape, kernel, sizes, order, strict=True)
+    ]
+    flat = images.reshape(*images.shape[:2], -1)
+    values: Any = None
+    places: Any = None
+    for offset in np.ndindex(*kernel):
+        place: Any = 0
+        for dim, (start, begin, size) in enumerate(zip(starts, offset, shape, strict=True)):
+            along = (start + begin).reshape(*start.shape[:2], *(-1 if d == dim else 1 for d in range(n)))
+            place = place * size + along
+        value = jnp.take_along_axis(flat, place.reshape(*flat.shape[:2], -1), -1).reshape(place.shape)
+        if values is None:
+            values, places = value, place
+        else:
+            larger = (value > values) | jnp.isnan(value)
+            values, places = jnp.where(larger, value, values), jnp.where(larger, place, places)
+    found = (*x.shape[:-n], *sizes)
+    return values.reshape(found), places.reshape(found)
+
+
+def _fractional_backward(n: int) -> Callable[..., jax.Array]:
+    return lambda g, x, kernel, sizes, places: _add_at_places(jnp.zeros(x.shape, g.dtype), g, places, n)
+
+
+lower_all(
+    {
+        aten.fractional_max_pool2d.default: partial(_fractional_max_pool, order=(1, 0)),
+        aten.fractional_max_pool3d.default: partial(_fractional_max_pool, order=(0, 1, 2)),
+        aten.fractional_max_pool2d_backward.default: _fractional_backward(2),
+        aten.fractional_max_pool3d_backward.default: _fractional_backward(3),
+    }
+)

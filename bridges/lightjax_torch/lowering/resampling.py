@@ -156,40 +156,64 @@ def _reflected(x: jax.Array, size: int, align_corners: bool) -> jax.Array:
     return jnp.where(flips % 2 == 0, rest + low, high - rest)
 
 
-@lowers(aten.grid_sampler_2d.default)
+def _inside_of(place: jax.Array, size: int, padding: int, align_corners: bool) -> jax.Array:
+    """Moves places into an image: as they are (0), to the border (1), or by reflection (2)."""
+    if padding == 2:
+        place = _reflected(place, size, align_corners)
+    return jnp.clip(place, 0, size - 1) if padding else place
+
+
+def _cubic_weights(t: jax.Array) -> tuple[jax.Array, ...]:
+    """Keys's weights of the four neighbours of a place, `t` right of the second."""
+    a = -0.75
+    near = lambda x: ((a + 2) * x - (a + 3)) * x * x + 1  # noqa: E731
+    far = lambda x: ((a * x - 5 * a) * x + 8 * a) * x - 4 * a  # noqa: E731
+    return far(t + 1), near(t), near(1 - t), far(2 - t)
+
+
+@lowers(aten.grid_sampler_2d.default, aten.grid_sampler_3d.default)
 def grid_sampler(
     x: jax.Array, grid: jax.Array, mode: int = 0, padding: int = 0, align_corners: bool = False
 ) -> jax.Array:
-    """Samples images at points: bilinear (0) or nearest (1); zeros (0), border (1) or reflection (2) outside."""
-    if mode == 2:
-        raise NotImplementedError("bicubic sampling")
-    height, width = x.shape[-2:]
-    column = _unnormalized(grid[..., 0], width, align_corners)
-    row = _unnormalized(grid[..., 1], height, align_corners)
-    if padding == 2:
-        column, row = _reflected(column, width, align_corners), _reflected(row, height, align_corners)
-    if padding:
-        column, row = jnp.clip(column, 0, width - 1), jnp.clip(row, 0, height - 1)
+    """Samples images at points: linear (0), nearest (1), cubic (2); zeros (0), border (1) or reflection (2) outside."""
+    n = x.ndim - 2
+    sizes = x.shape[2:]
+    # The last coordinate of a point is that of the first dimension.
+    places = [_unnormalized(grid[..., n - 1 - dim], size, align_corners) for dim, size in enumerate(sizes)]
 
-    def at(row: jax.Array, column: jax.Array) -> jax.Array:
-        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        rows = jnp.clip(row, 0, height - 1).astype(jnp.int32)
-        columns = jnp.clip(column, 0, width - 1).astype(jnp.int32)
-        return jax.vmap(lambda image, r, c: image[:, r, c])(x, rows, columns) * inside[:, None]
+    def at(*places: jax.Array) -> jax.Array:
+        inside = jnp.ones(places[0].shape, bool)
+        indices = []
+        for place, size in zip(places, sizes, strict=True):
+            inside &= (place >= 0) & (place < size)
+            indices.append(jnp.clip(place, 0, size - 1).astype(jnp.int32))
+        found = jax.vmap(lambda image, *indices: image[(slice(None), *indices)])(x, *indices)
+        return jnp.where(inside[:, None], found, 0)
 
+    inside_of = lambda place, dim: _inside_of(place, sizes[dim], padding, align_corners)  # noqa: E731
+    if mode != 2:
+        places = [inside_of(place, dim) for dim, place in enumerate(places)]
     if mode == 1:
-        return at(jnp.round(row), jnp.round(column))
-    top, left = jnp.floor(jax.lax.stop_gradient(row)), jnp.floor(jax.lax.stop_gradient(column))
-    down, right = (row - top)[:, None], (column - left)[:, None]
-    return (
-        at(top, left) * (1 - right) * (1 - down)
-        + at(top, left + 1) * right * (1 - down)
-        + at(top + 1, left) * (1 - right) * down
-        + at(top + 1, left + 1) * right * down
-    )
+        return at(*(jnp.round(place) for place in places))
+    lowest = [jnp.floor(jax.lax.stop_gradient(place)) for place in places]
+    shares = [place - low for place, low in zip(places, lowest, strict=True)]
+    weights = [_cubic_weights(share) if mode == 2 else (1 - share, share) for share in shares]
+    found: Any = 0
+    for corner in np.ndindex(*(len(one) for one in weights)):
+        of_corner: Any = 1
+        for of_dim, place in zip(weights, corner, strict=True):
+            of_corner = of_corner * of_dim[place]
+        if mode == 2:
+            neighbour = [
+                inside_of(low + place - 1, dim) for dim, (low, place) in enumerate(zip(lowest, corner, strict=True))
+            ]
+        else:
+            neighbour = [low + place for low, place in zip(lowest, corner, strict=True)]
+        found = found + at(*neighbour) * of_corner[:, None]
+    return found
 
 
-@lowers(aten.grid_sampler_2d_backward.default)
+@lowers(aten.grid_sampler_2d_backward.default, aten.grid_sampler_3d_backward.default)
 def grid_sampler_backward(
     g: jax.Array, x: jax.Array, grid: jax.Array, mode: int, padding: int, align_corners: bool, wanted: Sequence[bool]
 ) -> tuple[Any, Any]:

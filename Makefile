@@ -9,12 +9,14 @@ FOUND := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])
 CREATED := $(VENV)/.python-$(or $(FOUND),missing)
 DEMO := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
-# The clients of loggers bring some 150 packages, with opinions on versions: they get an environment of their own.
+# The clients of loggers bring some 150 packages, with opinions on versions, libraries of models some more: they get
+# environments of their own.
 LOGGERS := .venv-loggers
+ZOO := .venv-zoo
 CLIENTS := mlflow,wandb,comet,neptune,polyaxon,clearml
 
 .NOTPARALLEL:
-.PHONY: help demo test chaos opinfo compile-test logger-test browser-test cluster-test lint format clean
+.PHONY: help demo test chaos opinfo zoo compile-test logger-test browser-test cluster-test lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## says what each target does
@@ -47,6 +49,9 @@ browser-test: $(DEV)  ## finds the curves of a report in a real browser (apt-get
 opinfo: $(DEV)  ## every operator of torch's own test database through the bridge, against its ledger: about an hour of CPU
 	$(BIN)/python -m tests.bridge.opinfo
 
+zoo: $(ZOO)/.installed  ## tiny models of transformers and timm trained in torch and in JAX, against their ledger: hours of CPU
+	$(ZOO)/bin/python -m tests.bridge.zoo
+
 compile-test: $(DEV)  ## trains a torch module with backend="inductor", which needs g++ and half a minute to compile
 	$(BIN)/python -m pytest tests/bridge/native/inductor.py
 
@@ -62,8 +67,8 @@ format: $(DEV)  ## formats the code and fixes what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## removes .venv, .venv-loggers, caches and build outputs; keeps lightjax_logs
-	rm -rf $(VENV) $(LOGGERS) build dist *.egg-info .pytest_cache .ruff_cache
+clean:  ## removes .venv, .venv-loggers, .venv-zoo, caches and build outputs; keeps lightjax_logs
+	rm -rf $(VENV) $(LOGGERS) $(ZOO) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(CREATED):
@@ -95,4 +100,14 @@ $(LOGGERS)/.installed: $(CREATED) pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(LOGGERS)
 	$(LOGGERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  -e '.[plot,$(CLIENTS)]' 'pytest>=8.4' pytest-timeout
+	@touch $@
+
+# Torchvision comes without its dependencies: it would bring a torch of its own.
+$(ZOO)/.installed: $(CREATED) pyproject.toml constraints.txt
+	@echo "Installing torch, transformers and timm into $(ZOO): a few minutes, the first time only."
+	$(PYTHON) -m venv --clear $(ZOO)
+	$(ZOO)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(ZOO)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch]' 'transformers>=5' \
+	  safetensors pyyaml huggingface_hub pillow
+	$(ZOO)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps 'torchvision==0.28.*' timm
 	@touch $@

@@ -185,6 +185,7 @@ def _explained(error: Exception) -> CaptureError:
         isinstance(error, GuardOnDataDependentSymNode)
         or "data-dependent" in text
         or "_local_scalar_dense" in text
+        or "its data is not allocated yet" in text  # .tolist()
         or isinstance(error, DataDependentOutputException)
     ):
         return CaptureError(

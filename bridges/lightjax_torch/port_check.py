@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import functools
 import importlib
 import importlib.util
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -145,31 +146,34 @@ def _both(module: torch.nn.Module, batch: Any, arrays: Any, steps: int, toleranc
         return found
     reference = copy.deepcopy(module)
     gradients: dict[str, torch.Tensor] = {}
-    clock = _Clock()
-    with _first_gradients(reference, gradients):
+    losses: list[float] = []
+    clock = _Clock(lambda state: _copied(reference))
+    with _first_gradients(reference, gradients), _losses(reference, losses):
         theirs = lj.Trainer(max_steps=steps, log_every_n_steps=1, callbacks=clock, **_QUIET).fit(
             from_torch(reference, backend="eager", device="cpu"), [batch] * steps
         )
-    found |= {"torch_s": clock.step_s, "jax_s": watch.clock.step_s}
+    found |= {"torch_s": clock.step_s, "jax_s": watch.step_s}
     if watch.random:
         return found | {"random": True, "operations": task.verify(watch.state, arrays, tolerance=tolerance)}
     weights, expected = (
         task.state_dict(ours.state),
-        {name: one.detach() for name, one in reference.state_dict().items()},
+        _copied(reference),
     )
     trained = {name for name, one in reference.named_parameters() if one.requires_grad}
     noise = _noise(gradients, watch.gradients)
-    rows = list(zip(_rows(theirs.history), _rows(ours.history), strict=True))
+    rows = list(zip(theirs.history, ours.history, strict=True))
     logged = {
-        f"{key}, step {number}": (one[key], other[key])
-        for number, (one, other) in enumerate(rows, 1)
-        for key in one.keys() & other.keys() - {"train/loss", "step", "epoch"}
+        f"{key}, step {one['step']}": (one[key], other[key])
+        for one, other in rows
+        for key in sorted(one.keys() & other.keys() - {"step", "epoch"})
     }
     return found | {
-        "losses": tuple((one["train/loss"], other["train/loss"]) for one, other in rows if "train/loss" in one),
-        "gradient": _worst(watch.gradients, gradients, {}),
+        "losses": tuple(zip(losses, (row["train/loss"] for row in ours.history), strict=True)) if losses else (),
+        "gradient": _worst(watch.gradients, gradients, noise),
         "weight": _worst(weights, {name: one for name, one in expected.items() if name in trained}, noise),
-        "buffer": _worst(weights, {name: one for name, one in expected.items() if name not in trained}, {}),
+        "buffer": _worst(
+            watch.after_first, {name: one for name, one in clock.after_first.items() if name not in trained}, {}
+        ),
         "metric": _worst(
             {name: torch.tensor(other) for name, (_, other) in logged.items()},
             {name: torch.tensor(one) for name, (one, _) in logged.items()},
@@ -184,13 +188,17 @@ class _Clock(lj.Callback):
 
     every_n_steps = 1
 
-    def __init__(self) -> None:
+    def __init__(self, weights: Callable[[Any], Mapping[str, torch.Tensor]]) -> None:
         self.times: list[float] = []
+        self.weights = weights
+        self.after_first: Mapping[str, torch.Tensor] = {}
 
     def on_train_batch_end(self, run: Any, *_: Any) -> None:
-        """Waits for the step: the numbers of the step are read."""
+        """Waits for the step: its numbers are read. Keeps the weights of the first one."""
         jax.block_until_ready(jax.tree.leaves(run.metrics))
         self.times.append(time.perf_counter())
+        if len(self.times) == 1:
+            self.after_first = self.weights(run.state)
 
     @property
     def step_s(self) -> float | None:
@@ -202,8 +210,7 @@ class _Watch(_Clock):
     """Takes the gradients of the first step in JAX, and looks whether they depend on random numbers."""
 
     def __init__(self, task: PortedTask, arrays: Any) -> None:
-        super().__init__()
-        self.clock = self
+        super().__init__(task.state_dict)
         self.task, self.arrays = task, arrays
         self.gradients: dict[str, torch.Tensor] = {}
         self.random = False
@@ -246,6 +253,26 @@ def _first_gradients(module: torch.nn.Module, into: dict[str, torch.Tensor]) -> 
             handle.remove()
 
 
+@contextlib.contextmanager
+def _losses(module: torch.nn.Module, into: list[float]) -> Iterator[None]:
+    """Keeps what every training step returns as its loss; torch's own engine reports only what the module logs."""
+    step: Any = module.training_step
+
+    @functools.wraps(step)
+    def keeping(*args: Any, **kwargs: Any) -> Any:
+        output = step(*args, **kwargs)
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        if isinstance(loss, torch.Tensor):
+            into.append(float(loss.detach()))
+        return output
+
+    module.training_step = keeping
+    try:
+        yield
+    finally:
+        del module.training_step
+
+
 def _noise(gradients: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Returns where a first gradient is rounding, and not exactly zero in both."""
     limit = _NOISE * max((float(one.abs().max()) for one in gradients.values() if one.numel()), default=0.0)
@@ -276,10 +303,8 @@ def _worst(
     return worst
 
 
-def _rows(history: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Returns what was reported of the steps, without the means of the epoch."""
-    kept = [{key: value for key, value in row.items() if not key.endswith("_epoch")} for row in history]
-    return [row for row in kept if len(row.keys() - {"step", "epoch"}) > 0]
+def _copied(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: one.detach().clone() for name, one in module.state_dict().items()}
 
 
 def _bytes(memory: Any) -> dict[str, int | None]:

@@ -37,8 +37,9 @@ class PortReport:
       random: the step draws numbers. They are other ones in JAX, so that operations are compared one by one.
       operations: how many were compared one by one.
       losses: of every step, in torch and in JAX.
-      gradient, weight, buffer, metric: the largest differences; gradients of the first step, the others after the last.
-      noise: numbers among the weights whose first gradient is rounding, and which are left out for that.
+      gradient, weight, buffer, metric: the largest differences: of gradients and buffers in the first step, of weights
+        after the last, of logged values in all. Buffers follow the weights, rounding included, from the second step on.
+      noise: numbers among the weights whose first gradient is rounding in both, and which are left out for that.
       torch_s, jax_s: the median time of a step in the trainer's loop, looked at after every one; the first is left out.
       capture_s, compile_s: what comes before the first step in JAX.
       memory: bytes of a device that the compiled step needs, by kind; one of the topology's where one was asked for.
@@ -107,13 +108,13 @@ class PortReport:
         for name, found in (
             ("gradients, step 1", self.gradient),
             (f"weights, step {self.steps}", self.weight),
-            (f"buffers, step {self.steps}", self.buffer),
+            ("buffers, step 1", self.buffer),
             ("logged values", self.metric),
         ):
             if found is not None:
                 row(name, f"{found.tensors} compared", "", f"{found.share:.1e} in {found.name}")
         if self.noise:
-            row("", f"{self.noise} weights whose gradient is only rounding are left out")
+            row("", f"{self.noise} numbers whose gradient is only rounding are left out")
         if self.random:
             row("random numbers", f"other ones in JAX: {self.operations} operations agree one by one")
         if self.torch_s is not None and self.jax_s is not None:

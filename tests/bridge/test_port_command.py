@@ -93,7 +93,8 @@ def test_float64_leaves_no_room_for_rounding(script, capsys):
     assert run(script, "Net", "--check", "--json", "--steps", "2", "--float64") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["tolerance"] == 1e-7
-    assert max(found[kind]["share"] for kind in ("gradient", "weight", "buffer")) < 1e-9
+    assert max(found[kind]["share"] for kind in ("gradient", "buffer")) < 1e-12
+    assert found["weight"]["share"] < 1e-7  # Adam's count of steps is a float32 in torch
 
 
 def test_a_module_that_differs_fails_and_names_the_worst(script, capsys):

@@ -8,6 +8,7 @@ import torch
 from transformers import CONFIG_MAPPING, PretrainedConfig
 from transformers.models import auto
 
+from tests.bridge.zoo import torchvision_schemas as torchvision_schemas
 from tests.bridge.zoo.comparison import Model
 
 # What configurations call their sizes; a configuration gets those that it has.
@@ -80,9 +81,9 @@ def _pairs(size: int = 32) -> dict[str, Any]:
 
 def _series(**more: Any) -> dict[str, Any]:
     return {
-        "past_values": torch.randn(2, 24),
-        "past_time_features": torch.randn(2, 24, 1),
-        "past_observed_mask": torch.ones(2, 24),
+        "past_values": torch.randn(2, 18),
+        "past_time_features": torch.randn(2, 18, 1),
+        "past_observed_mask": torch.ones(2, 18),
         "future_values": torch.randn(2, 6),
         "future_time_features": torch.randn(2, 6, 1),
         **more,
@@ -96,9 +97,9 @@ def _names(text: str) -> list[str]:
 _ENCODERS = _names(
     """
     albert bert big_bird camembert convbert data2vec-text deberta deberta-v2 distilbert electra ernie esm eurobert
-    flaubert fnet funnel ibert layoutlm lilt luke megatron-bert mobilebert modernbert mpnet mra nystromformer rembert
-    roberta roberta-prelayernorm roc_bert roformer squeezebert tapas xlm xlm-roberta xlm-roberta-xl xmod yoso longformer
-    nomic_bert jina_embeddings_v3
+    flaubert fnet funnel ibert layoutlm megatron-bert mobilebert modernbert mpnet mra nystromformer rembert roberta
+    roberta-prelayernorm roc_bert roformer squeezebert tapas xlm xlm-roberta xlm-roberta-xl yoso longformer nomic_bert
+    jina_embeddings_v3
     """
 )
 _DECODERS = _names(
@@ -111,26 +112,26 @@ _DECODERS = _names(
 )
 _EXPERTS = _names(
     """
-    dbrx deepseek_v2 deepseek_v3 ernie4_5_moe flex_olmo glm4_moe gpt_oss granitemoe granitemoeshared hunyuan_v1_moe
-    jetmoe minimax mixtral olmoe phimoe qwen2_moe qwen3_moe
+    deepseek_v2 deepseek_v3 ernie4_5_moe flex_olmo glm4_moe gpt_oss granitemoe granitemoeshared hunyuan_v1_moe jetmoe
+    minimax mixtral olmoe phimoe qwen2_moe qwen3_moe
     """
 )
 _RECURRENT = _names(
     """
-    bamba falcon_h1 falcon_mamba jamba lfm2 mamba mamba2 recurrent_gemma rwkv xlstm zamba zamba2
+    bamba falcon_h1 falcon_mamba jamba lfm2 mamba mamba2 recurrent_gemma rwkv xlstm
     """
 )
 _PAIRS = _names(
     """
     bart bigbird_pegasus blenderbot blenderbot-small fsmt led longt5 m2m_100 marian mbart mt5 mvp nllb-moe pegasus
-    pegasus_x plbart prophetnet switch_transformers t5 t5gemma umt5
+    pegasus_x plbart switch_transformers t5 t5gemma umt5
     """
 )
 _CLASSIFIERS = _names(
     """
-    beit bit convnext convnextv2 cvt data2vec-vision deit dinov2 dinov2_with_registers efficientnet focalnet hgnet_v2
-    hiera ijepa levit mobilenet_v1 mobilenet_v2 mobilevit mobilevitv2 poolformer pvt pvt_v2 regnet resnet segformer
-    siglip swiftformer swin swinv2 vit vit_msn
+    beit bit convnext convnextv2 cvt data2vec-vision deit dinov2 dinov2_with_registers focalnet hgnet_v2 ijepa levit
+    mobilenet_v1 mobilenet_v2 mobilevit mobilevitv2 poolformer pvt pvt_v2 regnet resnet segformer siglip swiftformer
+    swin swinv2 vit vit_msn
     """
 )
 _SPEECH = _names(
@@ -140,9 +141,9 @@ _SPEECH = _names(
 )
 _OTHERS = _names(
     """
-    align altclip audio-spectrogram-transformer autoformer blip chinese_clip clip clipseg decision_transformer
-    depth_anything dpt encodec flava glpn informer moonshine patchtsmixer patchtst sam speech_to_text speecht5
-    time_series_transformer timesformer vilt videomae vit_mae vitdet vivit whisper wav2vec2-bert yolos
+    altclip audio-spectrogram-transformer autoformer blip chinese_clip clip clipseg decision_transformer flava glpn
+    informer moonshine patchtsmixer patchtst speech_to_text time_series_transformer timesformer vilt videomae vit_mae
+    vitdet vivit whisper wav2vec2-bert yolos
     """
 )
 
@@ -160,30 +161,52 @@ _AUTO = {
     "patchtst": "MODEL_FOR_TIME_SERIES_CLASSIFICATION_MAPPING",
 }
 
+_CONVOLUTIONAL = _names(
+    """
+    bit convnext convnextv2 cvt focalnet hgnet_v2 levit mobilenet_v1 mobilenet_v2 mobilevit mobilevitv2 poolformer pvt
+    pvt_v2 regnet resnet segformer swiftformer
+    """
+)
+_LATENT = {
+    **{"q_lora_rank": 16, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8},
+    **{"head_dim": 8, "num_key_value_heads": 4},
+}
 # What a configuration needs beside the usual sizes.
 _MORE: dict[str, dict[str, Any]] = {
-    "align": {"vision_config": {"width_coefficient": 0.25, "depth_coefficient": 0.2, "hidden_dim": 64}},
     "autoformer": {"prediction_length": 6, "context_length": 16, "lags_sequence": [1, 2], "num_time_features": 1},
     "bamba": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "attn_layer_indices": [1]},
     "decision_transformer": {"state_dim": 3, "act_dim": 2, "n_head": 4},
-    "deepseek_v2": {
-        "q_lora_rank": 16,
-        "kv_lora_rank": 8,
-        "qk_nope_head_dim": 8,
-        "qk_rope_head_dim": 8,
-        "v_head_dim": 8,
-    },
-    "deepseek_v3": {
-        "q_lora_rank": 16,
-        "kv_lora_rank": 8,
-        "qk_nope_head_dim": 8,
-        "qk_rope_head_dim": 8,
-        "v_head_dim": 8,
-    },
+    "deepseek_v2": _LATENT,
+    "deepseek_v3": _LATENT | {"n_group": 2, "topk_group": 1, "first_k_dense_replace": 1},
+    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8},
+    "falcon_mamba": {"conv_kernel": 4},
+    "fsmt": {"src_vocab_size": 96, "tgt_vocab_size": 96},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "informer": {"prediction_length": 6, "context_length": 16, "lags_sequence": [1, 2], "num_time_features": 1},
-    "time_series_transformer": {"prediction_length": 6, "context_length": 16, "lags_sequence": [1, 2]},
-    "patchtst": {"context_length": 24, "patch_length": 6, "patch_stride": 6, "num_input_channels": 2, "num_targets": 5},
+    "led": {"attention_window": [4, 4]},
+    "longformer": {"attention_window": [4, 4]},
+    "longt5": {"decoder_start_token_id": 0},
+    "mamba": {"conv_kernel": 4},
+    "mamba2": {"conv_kernel": 4, "chunk_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1},
     "patchtsmixer": {"context_length": 24, "patch_length": 6, "num_input_channels": 2, "prediction_length": 6},
+    "patchtst": {"context_length": 24, "patch_length": 6, "patch_stride": 6, "num_input_channels": 2, "num_targets": 5},
+    "roc_bert": {"pronunciation_vocab_size": 20, "shape_vocab_size": 20},
+    "speech_to_text": {"input_feat_per_channel": 16, "conv_channels": 32},
+    "swin": {"depths": [2, 1], "num_heads": [2, 4], "embed_dim": 16, "window_size": 2, "patch_size": 4},
+    "swinv2": {"depths": [2, 1], "num_heads": [2, 4], "embed_dim": 16, "window_size": 2, "patch_size": 4},
+    "switch_transformers": {"decoder_start_token_id": 0},
+    "t5": {"decoder_start_token_id": 0},
+    "time_series_transformer": {
+        **{"prediction_length": 6, "context_length": 16, "lags_sequence": [1, 2], "num_time_features": 1},
+    },
+    "timesformer": {"num_frames": 4},
+    "videomae": {"num_frames": 4},
+    "vit_mae": {
+        **{"decoder_hidden_size": 32, "decoder_num_hidden_layers": 1, "decoder_intermediate_size": 64},
+        **{"decoder_num_attention_heads": 4, "mask_ratio": 0.5},
+    },
+    "vivit": {"num_frames": 4, "tubelet_size": [2, 8, 8]},
+    "wav2vec2-bert": {"feature_projection_input_dim": 16},
 }
 _BATCHES: dict[str, Any] = {
     "time_series_transformer": _series,
@@ -213,6 +236,7 @@ _BATCHES: dict[str, Any] = {
     **dict.fromkeys(("clipseg", "flava", "vilt", "blip"), lambda: _text() | _image()),
     **dict.fromkeys(_SPEECH, _wave),
     **dict.fromkeys(_CLASSIFIERS, _classified),
+    **dict.fromkeys(_CONVOLUTIONAL, lambda: _classified(64)),
 }
 
 NAMES = sorted(
@@ -229,25 +253,26 @@ def _shrunk(name: str, given: PretrainedConfig, more: dict[str, Any]) -> Pretrai
         if key in inner:
             options[key] = _shrunk(name, inner[key], more.get(key, {})).to_dict()
         elif ("drop" in key or key in _NO_CHANCE) and number:
-            options[key] = 0.0
+            options[key] = type(value)(0)
         elif key in ("depths", "layer_depths") and isinstance(value, list | tuple):
             options[key] = [1] * len(value)
-        elif key in _SIZES:
-            options[key] = _SIZES[key] if number or value is None or isinstance(value, bool) else value
-        if key in ("conv_dim", "conv_stride", "conv_kernel"):
-            options[key] = _SIZES[key]
+        elif key in _SIZES and not (name in _CONVOLUTIONAL and key in ("patch_size", "hidden_dim")):
+            same = isinstance(value, list | tuple) == isinstance(_SIZES[key], list | tuple)
+            options[key] = _SIZES[key] if same or value is None else value
     options = {key: value for key, value in options.items() if value is not None}
     return type(given)(**{**options, **{key: one for key, one in more.items() if key not in inner}})
 
 
 def configuration(name: str) -> PretrainedConfig:
     """Returns the tiny configuration of an architecture."""
-    return _shrunk(name, CONFIG_MAPPING[name](), _MORE.get(name, {}))
+    classes = {"num_labels": 5} if _AUTO.get(name, "").endswith("CLASSIFICATION_MAPPING") else {}
+    return _shrunk(name, CONFIG_MAPPING[name](), classes | _MORE.get(name, {}))
 
 
 def build(name: str) -> Model:
     """Makes a model and a batch for it."""
     config = configuration(name)
+    config._experts_implementation = "batched_mm"  # the grouped product of torch has no float64
     mapping = getattr(auto.modeling_auto, _AUTO.get(name, "MODEL_MAPPING"))
     model_class = mapping[type(config)]
     module = (model_class[0] if isinstance(model_class, tuple) else model_class)._from_config(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -271,5 +272,6 @@ def compare(model: Model, *, narrow: bool = True) -> Outcome:
 
 
 def short(error: BaseException) -> str:
-    """One line of an error."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    """One line of an error, files named from where they are installed."""
+    text = re.sub(r"\S*/(?:site-packages|tests)/", "", " ".join(str(error).split()))
+    return f"{type(error).__name__}: {text}"[:300]

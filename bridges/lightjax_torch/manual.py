@@ -158,7 +158,7 @@ class ManualOptimization:
         moved = {"counter:batch_idx": 1, "counter:global_step": steps}
         counters = {name: value + moved.get(name, 0) for name, value in held.items() if name not in kept}
         counters = {name: value.astype(held[name].dtype) for name, value in counters.items()}
-        schedules = {n: one._replace(count=one.count + scheduled[n]) for n, one in optimizing.schedules.items()}
+        schedules = {n: one._replace(steps=one.steps + scheduled[n]) for n, one in optimizing.schedules.items()}
         opt_state = ManualState(jnp.ones((), bool), tensors, schedules)
         new = state.replace(step=state.step + 1, params=params, model_state={**kept, **counters}, opt_state=opt_state)
         return new, metrics
@@ -178,7 +178,7 @@ class ManualOptimization:
         first, usual, _ = self._captured(state.params, kept, batch)
         numbers = counted(state) | {"global_step": jnp.asarray(held.get("counter:global_step", 0), whole_dtype())}
         rates = {
-            number: (one.rates, (one.count - one.first).astype(whole_dtype()))
+            number: (one.rates, (one.steps - one.first).astype(whole_dtype()))
             for number, one in optimizing.schedules.items()
         }
         return first, usual, (batch, numbers, state.params, kept, optimizing.tensors, rates, state.key_for("torch"))

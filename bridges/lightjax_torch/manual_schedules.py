@@ -31,12 +31,12 @@ class ScheduledRates(NamedTuple):
     Attributes:
       rates: float [rows, groups].
       first: int32 scalar, the count that row 0 belongs to.
-      count: int32 scalar, how often it stepped.
+      steps: int32 scalar, how often it stepped.
     """
 
     rates: jax.Array
     first: jax.Array
-    count: jax.Array
+    steps: jax.Array
 
 
 class ManualSchedules(lj.Callback):
@@ -115,7 +115,7 @@ class ManualSchedules(lj.Callback):
         """Begins anew, or goes on where a resumed run was."""
         if self._tables:
             for number, table in zip(self.numbers, self._tables, strict=True):
-                table.restart(int(run.state.opt_state.schedules[str(number)].count))
+                table.restart(int(run.state.opt_state.schedules[str(number)].steps))
             self.fill(run)
 
     def on_train_batch_end(self, run: Run) -> None:
@@ -131,7 +131,7 @@ class ManualSchedules(lj.Callback):
         for number, table in zip(map(str, self.numbers), self._tables, strict=True):
             old = held.schedules[number]
             found[number] = old._replace(
-                rates=jnp.asarray(table.ahead()[0], old.rates.dtype), first=jnp.copy(old.count)
+                rates=jnp.asarray(table.ahead()[0], old.rates.dtype), first=jnp.copy(old.steps)
             )
         run.state = run.state.replace(opt_state=held._replace(schedules=found))
         self._stepped = False
@@ -156,7 +156,7 @@ class ManualSchedules(lj.Callback):
     def _commit(self, run: Run) -> None:
         schedules = run.state.opt_state.schedules
         for number, table in zip(map(str, self.numbers), self._tables, strict=True):
-            table.commit(int(schedules[number].count))
+            table.commit(int(schedules[number].steps))
 
 
 class _OnHost:

@@ -203,7 +203,7 @@ class MetricObjects:
         self._computing = 0
 
     @property
-    def any(self) -> bool:
+    def present(self) -> bool:
         """Whether there are any."""
         return bool(self._tops)
 
@@ -298,7 +298,7 @@ class MetricObjects:
         return found
 
     def _updates(self, path: str) -> int:
-        metrics = (one for one in self._module.get_submodule(path).modules() if is_metric_object(one))
+        metrics: Any = (one for one in self._module.get_submodule(path).modules() if is_metric_object(one))
         return max(one._update_count for one in metrics)
 
     def _of(self, stage: str, path: str, reported: bool) -> Gathered:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import torch
+from jax.core import Tracer
 
 import lightjax as lj
 from lightjax.errors import ConfigurationError
@@ -155,7 +156,7 @@ class PortedTask:
             jax.debug.callback(self._verifying.take, batch)
         if self.tensors.on_meta:
             # A plan traces this for shapes and never runs it.
-            if not isinstance(key, jax.core.Tracer):
+            if not isinstance(key, Tracer):
                 self.tensors.check_values()
             jax.debug.callback(self._hooks.miss_values)
         params = self.tensors.arrays(self._trained)
@@ -212,7 +213,7 @@ class PortedTask:
             return self.evaluate(stage, state, batch, batch_idx)[1]
 
         # Loaders that need not be told apart share a program.
-        apart = tells_loaders_apart(self.module, stage) or self.tensors.metrics.any
+        apart = tells_loaders_apart(self.module, stage) or self.tensors.metrics.present
         return each_loader if apart else any_loader
 
     def predict_step(self, state: lj.TrainState, batch: Any) -> Any:

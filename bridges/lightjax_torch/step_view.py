@@ -47,7 +47,7 @@ class AtLevel:
     @classmethod
     def tree_unflatten(cls, level: str, metric: Any) -> AtLevel:
         """Puts it together again."""
-        return cls(*metric, level)
+        return cls(metric[0], level)
 
     def merge(self, other: AtLevel) -> AtLevel:
         """Merges the metric."""

@@ -13,7 +13,7 @@ from lightjax.errors import MetricError
 from lightjax_torch.processes import Processes
 
 # Where a value goes if the call does not say: (on_step, on_epoch), by the method it is logged in.
-_BY_BATCH = dict.fromkeys(
+_BY_BATCH: dict[str, tuple[bool, bool]] = dict.fromkeys(
     (
         "training_step", "on_train_batch_start", "on_train_batch_end", "on_before_backward", "backward",
         "on_after_backward", "on_before_optimizer_step", "optimizer_step", "configure_gradient_clipping",
@@ -191,7 +191,8 @@ def levels(hook: str | None, name: str, on_step: bool | None, on_epoch: bool | N
     Raises:
       MetricError: nothing can be logged there.
     """
-    if hook is None or hook.startswith(_SILENT) or "predict" in hook:
+    silent = hook is None or hook.startswith(_SILENT) or "predict" in hook
+    if hook is None or (silent and hook not in _BY_BATCH):
         raise MetricError(
             f"self.log({name!r}, ...) was called in {hook or 'a method that the trainer did not call'}, where nothing "
             "is gathered; log in the steps and in the hooks of training, validation and test."

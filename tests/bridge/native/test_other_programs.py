@@ -211,6 +211,7 @@ class Hooked(lightning.LightningModule):
         optimizer.zero_grad(set_to_none=False)
 
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any, gradient_clip_algorithm: Any) -> None:
+        self.log("bias", self.layer.bias.grad.abs().max())
         self.clip_gradients(optimizer, gradient_clip_val=0.2, gradient_clip_algorithm="value")
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:

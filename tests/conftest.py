@@ -1,9 +1,14 @@
 """Hostile settings: eight simulated devices, strict ranks, no files in the checkout, no threads left behind.
 
+What one test has compiled the next one finds, also in another process: most tests compile the same small models.
+
 Warnings are errors too; pyproject.toml lists the exceptions.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 import threading
 import time
 
@@ -13,6 +18,10 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # Simulated devices wait for each other in a thread pool: with fewer than two threads a device, about 64
 # steps in flight deadlock.
 os.environ.setdefault("PJRT_NPROC", "16")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="lightjax_tests_compiled_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 # Should they deadlock all the same, the process ends after 20 s instead of 40 s and says in which collective.
 os.environ["XLA_FLAGS"] = " ".join(
     [

@@ -14,13 +14,13 @@ import numpy as np
 
 import lightjax as lj
 from tests.models import digit_like_data
-from tests.parallel.tasks import TASKS, train
+from tests.parallel.tasks import TASKS, TENSOR_RULES, train
 
 CASES = {
     "jit": {"strategy": "jit"},
     "fsdp": {"strategy": "fsdp"},
     "pmap": {"strategy": "pmap"},
-    "tensor": {"strategy": lj.Sharded(mesh={"data": -1, "tensor": 2}, fsdp=True)},
+    "tensor": {"strategy": lj.Sharded(mesh={"data": -1, "tensor": 2}, rules=TENSOR_RULES["transformer"], fsdp=True)},
 }
 
 
@@ -41,7 +41,8 @@ def main(cases: str) -> None:
     """Runs each case, one after the other: a process takes longer to start than to train."""
     found = {}
     for case in cases.split(","):
-        found[case] = numbers(train("mlp", **CASES[case])) if case in CASES else globals()[f"run_{case}"]()
+        model, _, arrangement = case.partition("/")
+        found[case] = numbers(train(model, **CASES[arrangement])) if arrangement else globals()[f"run_{case}"]()
     print("FOUND " + json.dumps(found | {"process": jax.process_index(), "devices": jax.device_count()}))
 
 
@@ -52,6 +53,19 @@ def run_files() -> dict:
     assert first.checkpoint.last is not None
     resumed = train("mlp", resume=first.checkpoint.last, **files)
     return numbers(resumed) | {"directory": str(resumed.directory)}
+
+
+def run_elastic() -> dict:
+    """Goes on with a run of another number of devices and processes, and evaluates its last checkpoint."""
+    files = dict(enable_checkpointing=True, default_root_dir=Path("elastic"), strategy="fsdp")
+    result = train("mlp", max_steps=14, resume="auto", **files)
+    assert result.checkpoint.last is not None
+    trainer, data = lj.Trainer(strategy="fsdp", **OFF), lj.ArrayLoader(digit_like_data(37, seed=1), 16)
+    last, by_path = (
+        trainer.validate(TASKS["mlp"](), data, state=state)
+        for state in (result.checkpoint.last, result.checkpoint.last.path)
+    )
+    return numbers(result) | {"last": last, "by path": by_path}
 
 
 def run_own() -> dict:

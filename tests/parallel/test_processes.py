@@ -1,6 +1,7 @@
 """Several processes train as one does, end together, and write once."""
 
 import csv
+import functools
 import json
 import os
 import socket
@@ -9,13 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import lightjax as lj
 from tests.models import digit_like_data
 from tests.parallel.process import OFF
-from tests.parallel.tasks import TASKS, train
+from tests.parallel.tasks import TASKS, assert_same_training, train
 
 pytestmark = pytest.mark.xdist_group("processes")
 
@@ -57,39 +59,39 @@ def assert_same(found, reference):
         assert row.keys() == expected.keys()
         for metric, value in expected.items():
             np.testing.assert_allclose(row[metric], value, rtol=2e-4, atol=1e-6, err_msg=f"{metric} {row['step']}")
-    squares = [float((np.asarray(leaf) ** 2).sum()) for _, leaf in sorted_leaves(reference.state.params)]
-    np.testing.assert_allclose(found["squares"], squares, rtol=2e-4)
+    squares = [float((np.asarray(leaf) ** 2).sum()) for leaf in jax.tree.leaves(reference.state.params)]
+    # A bias before a BatchNorm has no gradient but rounding, which Adam follows up to 2e-5: that squared.
+    np.testing.assert_allclose(found["squares"], squares, rtol=2e-4, atol=4e-10)
     assert found["step"] == int(reference.state.step)
-
-
-def sorted_leaves(params):
-    return sorted((f"{layer}/{name}", leaf) for layer, leaves in params.items() for name, leaf in leaves.items())
 
 
 @pytest.fixture(scope="module")
 def on_one_device():
-    return train("mlp", devices=1)
+    return functools.cache(lambda model: train(model, devices=1))
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     directory = tmp_path_factory.mktemp("two")
-    return directory, launch(2, "jit,fsdp,pmap,files,own,predict", directory)
+    # A run that two processes go on with: it began on eight devices and went on on one.
+    for arguments in ({"strategy": "fsdp", "devices": 8, "max_steps": 5}, {"devices": 1, "max_steps": 8}):
+        train("mlp", resume="auto", enable_checkpointing=True, default_root_dir=directory / "elastic", **arguments)
+    return directory, launch(2, "cnn/jit,transformer/fsdp,mlp/pmap,files,elastic,own,predict", directory)
 
 
-@pytest.mark.parametrize("case", ["jit", "fsdp", "pmap"])
+@pytest.mark.parametrize("case", ["cnn/jit", "transformer/fsdp", "mlp/pmap"])
 def test_two_processes_train_as_one_device_does(two, case, on_one_device):
     for code, found, output in two[1]:
         assert code == 0, output[-3000:]
         assert found["devices"] == DEVICES
-        assert_same(found[case], on_one_device)
+        assert_same(found[case], on_one_device(case.partition("/")[0]))
 
 
 def test_four_processes_train_as_one_device_does(tmp_path, on_one_device):
-    for code, found, output in launch(4, "jit,tensor", tmp_path):
+    for code, found, output in launch(4, "cnn/jit,transformer/tensor", tmp_path):
         assert code == 0, output[-3000:]
-        assert_same(found["jit"], on_one_device)
-        assert_same(found["tensor"], on_one_device)
+        assert_same(found["cnn/jit"], on_one_device("cnn"))
+        assert_same(found["transformer/tensor"], on_one_device("transformer"))
 
 
 def test_processes_save_together_write_once_and_resume(two, on_one_device):
@@ -98,7 +100,7 @@ def test_processes_save_together_write_once_and_resume(two, on_one_device):
     assert [one.name for one in runs.iterdir() if one.name != "compilation_cache"] == ["version_0"]
     for _, found, _ in ended:
         assert found["files"]["step"] == 20
-        np.testing.assert_allclose(found["files"]["squares"], found["fsdp"]["squares"], rtol=2e-4)
+        np.testing.assert_allclose(found["files"]["squares"], found["mlp/pmap"]["squares"], rtol=2e-4)
     with open(runs / "version_0" / "metrics.csv") as file:
         steps = [int(row["step"]) for row in csv.DictReader(file)]
     assert steps == list(range(1, 21))
@@ -107,13 +109,24 @@ def test_processes_save_together_write_once_and_resume(two, on_one_device):
     # And one process restores what two have saved.
     last = lj.Checkpoint.open(max((runs / "version_0" / "checkpoints").glob("step_*"), key=lambda path: path.name))
     assert last.damage() is None
-    restored = last.restore(on_one_device.state)
+    restored = last.restore(on_one_device("mlp").state)
     np.testing.assert_allclose(
         np.asarray(restored.params["Dense_1"]["kernel"]),
-        np.asarray(on_one_device.state.params["Dense_1"]["kernel"]),
+        np.asarray(on_one_device("mlp").state.params["Dense_1"]["kernel"]),
         rtol=2e-4,
         atol=2e-5,
     )
+
+
+def test_a_run_goes_from_eight_devices_to_one_to_two_processes_and_back(two, on_one_device):
+    directory, ended = two
+    for _, found, _ in ended:
+        assert found["elastic"]["step"] == 14
+        assert found["elastic"]["last"] == found["elastic"]["by path"]
+    files = dict(enable_checkpointing=True, default_root_dir=directory / "elastic")
+    back = train("mlp", strategy="fsdp", devices=8, resume="auto", **files)
+    assert back.directory == directory / "elastic" / "version_0"
+    assert_same_training(back, on_one_device("mlp"))
 
 
 def test_loaders_that_give_each_process_its_part_make_the_batches_of_one(two):

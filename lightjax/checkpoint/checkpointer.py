@@ -25,6 +25,8 @@ from lightjax.errors import CheckpointError
 WRITE_EVERY_S = 2.0
 # States up to this size may wait in memory for their turn.
 HELD_BYTES = 64 * 2**20
+# Asking whether a write has failed takes 5 us.
+LOOK_EVERY_S = 0.1
 
 
 class _Held(NamedTuple):
@@ -75,7 +77,7 @@ class Checkpointer:
         self._unwanted: list[Checkpoint] = []
         self._writing: int | None = None
         self._complete: set[int] = set()
-        self._written_s = float("-inf")
+        self._written_s = self._looked_s = float("-inf")
 
     def save(
         self,
@@ -141,8 +143,11 @@ class Checkpointer:
         """Begins to write what waits for its turn, if that has come; otherwise costs a microsecond.
 
         Raises:
-          CheckpointError: this or an earlier write failed.
+          CheckpointError: this or an earlier write failed, and `on_error` is "raise".
         """
+        # Several processes find out together, when they wait: each would end at another step.
+        if self._writing is not None and distributed.is_alone():
+            self._look(self._writing)
         if self._held and self._due():
             self._write_held()
 
@@ -168,6 +173,18 @@ class Checkpointer:
             if self._storage is not None:
                 self._storage.close()
                 self._storage = None
+
+    def _look(self, step: int) -> None:
+        """Asks now and then whether the write of a step has failed."""
+        now_s = time.monotonic()
+        if self._storage is None or now_s - self._looked_s < LOOK_EVERY_S:
+            return
+        self._looked_s = now_s
+        try:
+            self._storage.check()
+        except CheckpointError as error:
+            self._writing = None
+            self._lose(step, error)
 
     def _due(self) -> bool:
         return time.monotonic() - self._written_s >= WRITE_EVERY_S

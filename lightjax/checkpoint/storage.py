@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -61,9 +61,7 @@ class Storage:
             _check_writable(path.parent)
             self._checkpointer.save(path, args=args.Composite(**trees, about=args.JsonSave(about)), force=True)
         except Exception as error:
-            self._path = None
-            remove_unfinished(path.parent)
-            raise CheckpointError(f"The checkpoint {path} could not be written: {error}") from error
+            self._failed(error)
 
     def wait(self) -> None:
         """Waits until what was begun is on disk.
@@ -71,18 +69,26 @@ class Storage:
         Raises:
           CheckpointError: the write failed.
         """
-        path = self._path
         try:
             self._checkpointer.wait_until_finished()
             # Orbax does not miss a directory that somebody took away under it.
-            if path is not None and not (path / FILE).is_file():
+            if self._path is not None and not (self._path / FILE).is_file():
                 raise FileNotFoundError("its directory is gone")
         except Exception as error:
-            if path is not None:
-                remove_unfinished(path.parent)
-            raise CheckpointError(f"The checkpoint {path} could not be written: {error}") from error
+            self._failed(error)
         finally:
             self._path = None
+
+    def check(self) -> None:
+        """Raises what a write in the background has failed with; waits for nothing.
+
+        Raises:
+          CheckpointError: the write failed.
+        """
+        try:
+            self._checkpointer.check_for_errors()
+        except Exception as error:
+            self._failed(error)
 
     def close(self) -> None:
         """Waits, and ends the background thread."""
@@ -90,6 +96,12 @@ class Storage:
             self.wait()
         finally:
             self._checkpointer.close()
+
+    def _failed(self, error: Exception) -> NoReturn:
+        path, self._path = self._path, None
+        if path is not None:
+            remove_unfinished(path.parent)
+        raise CheckpointError(f"The checkpoint {path} could not be written: {error}") from error
 
     def read(self, path: Path, item: str, like: Any, *, cast: bool = False) -> Any:
         """Reads an item back, after checking that it is as it was written.

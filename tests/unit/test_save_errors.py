@@ -3,6 +3,7 @@
 import resource
 import shutil
 import subprocess
+import time
 import warnings
 from contextlib import contextmanager
 
@@ -88,6 +89,20 @@ def test_a_failed_write_is_raised_with_its_path(tmp_path, fault):
     with FAULTS[fault](tmp_path / "steps"), pytest.raises(lj.CheckpointError, match="step_2 could not be written"):
         save()
     checkpointer.close()
+    assert checkpointer.open(1).damage() is None
+
+
+def test_a_failed_write_is_raised_at_the_next_look_not_at_the_next_save(tmp_path):
+    checkpointer = lj.Checkpointer(tmp_path / "steps")
+    checkpointer.save(1, state(1), metrics={})
+    checkpointer.wait()
+    with small_files(tmp_path), pytest.raises(lj.CheckpointError, match="step_2 could not be written"):
+        checkpointer.save(2, state(2), metrics={})
+        ends_s = time.monotonic() + 60
+        while time.monotonic() < ends_s:  # as the loop does after every call
+            checkpointer.write_due()
+    assert checkpointer.lost == {2}
+    checkpointer.close()  # has nothing more to say
     assert checkpointer.open(1).damage() is None
 
 

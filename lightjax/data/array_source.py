@@ -33,6 +33,10 @@ class ArraySource:
             loader.device_arrays(share.everywhere) if loader.on_device else jax.tree.map(canonical, loader.arrays)
         )
 
+        # Epoch and batch say where it is; this says in what.
+        self._identity = {name: str(getattr(loader, name)) for name in ("examples", "batch_size", "shuffle", "seed")}
+        self.place = {"mark": {"array_loader": self._identity}, "read": 0}
+
     def first(self) -> Any:
         """Returns the first batch of epoch 0."""
         return jax.tree.map(canonical, next(self.loader.epoch(0)))
@@ -42,10 +46,19 @@ class ArraySource:
         return _ArrayCursor(self, self.loader.order(index), start)
 
     def resume(self, epoch: int, batch: int, place: Any, say: Callable[[str], None], stop: Callable[[], bool]) -> None:
-        """Has nothing to do: any batch of any epoch is entered in constant time."""
+        """Says what makes the batches others than those of the run so far; any batch is entered in constant time."""
+        before = ((place or {}).get("mark") or {}).get("array_loader", {})
+        changed = [name for name, now in self._identity.items() if before.get(name, now) != now]
+        if changed:
+            changes = ", ".join(f"{name}={before[name]}, now {self._identity[name]}" for name in changed)
+            say(
+                f"note: {self.name} is another ArrayLoader than before ({changes}): the run goes on with batch {batch} "
+                f"of epoch {epoch} of this one, and its batches are not those of an uninterrupted run"
+            )
 
-    def after_pass(self, place: Any) -> None:
-        """Returns None: the epoch says it all."""
+    def after_pass(self, place: Any) -> Any:
+        """Returns what a run that goes on has to find again."""
+        return self.place
 
     def inexact(self) -> None:
         """Returns None: the order depends on seed and epoch alone."""
@@ -85,15 +98,15 @@ class _ArrayCursor:
         count, capacity, size = (min(most, full), capacity, size) if full > 0 else (1, 1, loader.examples % size)
         self.next += count
         if loader.on_device:
-            return Stretch(Gathered(self.source.arrays, self.device_order, np.int32(first), size, capacity), count)
+            gathered = Gathered(self.source.arrays, self.device_order, np.int32(first), size, capacity)
+            return Stretch(gathered, count, place=self.source.place)
         mine = self.source.share.rows(size)
         rows = self.order[first : first + count * size]
         parts = size // (mine.stop - mine.start)
         if parts > 1:
             rows = rows.reshape(count, size)[:, mine].reshape(-1)
-        return Stretch(
-            Stacked(self._gather(rows, first, count, size // parts, capacity, whole=parts == 1)), count, parts
-        )
+        stacked = Stacked(self._gather(rows, first, count, size // parts, capacity, whole=parts == 1))
+        return Stretch(stacked, count, parts, place=self.source.place)
 
     def _gather(self, rows: np.ndarray, first: int, count: int, size: int, capacity: int, *, whole: bool) -> Any:
         if whole and not self.source.loader.shuffle and count == capacity:

@@ -158,6 +158,22 @@ def test_another_kind_of_loader_is_refused():
             other.resume(0, 2, places[0][1], print)
 
 
+@pytest.mark.parametrize("on_device", [False, True])
+def test_another_array_loader_is_noted(on_device):
+    def source(**changes):
+        arguments = {"batch_size": 4, "shuffle": True, "on_device": on_device} | changes
+        return as_source(lj.ArrayLoader(linear_data(22), **arguments), "train_data")
+
+    first = source()
+    (_, (batch, place), *_) = read(first, 1)[1]
+    for kept in (place, json.loads(json.dumps(first.after_pass(place)))):
+        said = []
+        source().resume(1, batch, kept, said.append, lambda: False)
+        assert not said
+        source(batch_size=2, seed=3).resume(1, batch, kept, said.append, lambda: False)
+        assert "another ArrayLoader than before (batch_size=4, now 2, seed=0, now 3)" in said[0]
+
+
 def test_data_that_became_shorter_is_refused():
     loader = torch.utils.data.DataLoader(TENSORS, batch_size=4, generator=seeded())
     source = as_source(loader, "train_data")

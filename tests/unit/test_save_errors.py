@@ -96,11 +96,16 @@ def test_a_failed_write_is_raised_at_the_next_look_not_at_the_next_save(tmp_path
     checkpointer = lj.Checkpointer(tmp_path / "steps")
     checkpointer.save(1, state(1), metrics={})
     checkpointer.wait()
-    with small_files(tmp_path), pytest.raises(lj.CheckpointError, match="step_2 could not be written"):
-        checkpointer.save(2, state(2), metrics={})
+
+    def look():
         ends_s = time.monotonic() + 60
         while time.monotonic() < ends_s:  # as the loop does after every call
             checkpointer.write_due()
+
+    with small_files(tmp_path):
+        checkpointer.save(2, state(2), metrics={})
+        with pytest.raises(lj.CheckpointError, match="step_2 could not be written"):
+            look()
     assert checkpointer.lost == {2}
     checkpointer.close()  # has nothing more to say
     assert checkpointer.open(1).damage() is None

@@ -235,6 +235,24 @@ def test_json_lines_know_what_json_does_not(tmp_path):
     assert second["hyperparameters"]["nested"]["function"] == "<built-in function print>"
 
 
+def test_json_lines_of_a_resumed_run_hold_every_step_once(tmp_path):
+    logger = JSONLinesLogger(tmp_path)
+    logger.log_hyperparams({"lr": 0.1})
+    for step in range(1, 6):
+        logger.log_metrics(step, {"loss": 1 / step})
+    logger.finish()
+    whole = (tmp_path / "metrics.jsonl").read_text()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "ti')  # killed there
+    again = JSONLinesLogger(tmp_path)
+    again.resume(3)
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(whole.splitlines(keepends=True)[:4])
+    again.log_metrics(4, {"loss": 0.25})
+    again.finish()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row.get("step") for row in rows] == [None, 1, 2, 3, 4]
+
+
 def test_unknown_names_are_refused_with_those_there_are():
     with pytest.raises(
         lj.ConfigurationError, match="'tensorbord', which is no logger's name: write one of 'csv', 'tensorb"

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from lightjax.loggers.csv_table import replace_file
 from lightjax.loggers.directory import LogDirectory
 
 _FLUSH_S = 1.0
@@ -19,8 +20,9 @@ _FLUSH_S = 1.0
 class JSONLinesLogger:
     """Writes one JSON object a call: `{"step", "time", name: value...}`, and hyperparameters as `{"hyperparameters"}`.
 
-    Nothing is ever rewritten, so that other programs can follow the file. NaN and infinities, for which JSON has no
-    number, are the strings "NaN", "Infinity" and "-Infinity". Lines are on disk within about a second.
+    Lines are only added, so that other programs can follow the file; a run that is resumed takes out those of the steps
+    that it repeats. NaN and infinities, for which JSON has no number, are the strings "NaN", "Infinity" and
+    "-Infinity". Lines are on disk within about a second.
 
     Args:
       directory: where the file goes. None means the run directory.
@@ -50,6 +52,14 @@ class JSONLinesLogger:
         """Takes the directory of a run, if none was given to the constructor; see `Logger`."""
         if self._directory.start(run_dir):
             self.finish()
+
+    def resume(self, step: int) -> None:
+        """Takes out what an earlier life of the run logged after `step`, and half a line it ended in; see `Logger`."""
+        self.finish()
+        path = self._directory.path() / self.filename
+        if path.is_file():
+            whole = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+            replace_file(path, b"".join(line for line in whole if json.loads(line).get("step", step) <= step))
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes a line; see `Logger.log_metrics`."""

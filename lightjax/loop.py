@@ -71,7 +71,7 @@ class Loop:
         self.callbacks = callbacks
         self.progress = progress
         self.interrupt = interrupt
-        self.validated_s = schedule.begun_s
+        self.validated_s = 0.0
         self._at_call_end = [one for one in callbacks if one.overrides("on_call_end")]
         self._prepare()
         self.gauges = Gauges(batch_size(run.batch_spec))
@@ -228,7 +228,8 @@ class Loop:
         self._validate_within_epoch()
         call(self._at_call_end, "on_call_end", run)
         run.write_checkpoints()
-        if schedule.out_of_time():
+        run.clock.tick()
+        if schedule.out_of_time(run):
             run.stop("max_time")
         if self.interrupt.poll():
             run.stop(self.interrupt.reason or "interrupt", at_once=True)
@@ -286,7 +287,8 @@ class Loop:
         if self.run.validates:
             with self.gauges.clock.excluded(), self.run.profiler.profile("evaluation"):
                 self.evaluation.run(self.run)
-        self.validated_s = time.monotonic()
+        if self.schedule.val_check_s is not None:
+            self.validated_s = self.run.clock.now_s()
 
     def _promise_epoch(self) -> None:
         """Promises the last window of an epoch and the means of the whole epoch."""

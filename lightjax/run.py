@@ -14,6 +14,7 @@ import numpy as np
 from lightjax import _tree
 from lightjax.callbacks.callback import Stage, call, naming
 from lightjax.checkpoint.checkpoint import Checkpoint
+from lightjax.clock import Clock
 from lightjax.data.module import state_of
 from lightjax.errors import ConfigurationError, MetricError, StepError
 from lightjax.history import History, Report
@@ -50,6 +51,7 @@ class Run:
       history: the rows reported so far.
       logger: where metrics go.
       profiler: notes where the time goes; `with run.profiler.profile("name")` names an action of a callback's.
+      clock: the time by which the run ends, evaluates or saves.
       directory: the run's directory; None for a run without files.
       sanity_checking: whether an evaluation only tries a few batches before training.
       loader: name of the loader that is evaluated; "" where there is only one.
@@ -101,6 +103,7 @@ class Run:
         self.print: Callable[[str], None] = Output().write_line
         self.validates = False
         self.profiler = Profiler()
+        self.clock = Clock()
         self.validated_at: int | None = None
         self.epochs_reported = 0
         self._engine = engine

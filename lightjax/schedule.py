@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -29,7 +28,6 @@ class Schedule:
       val_check_s: seconds between evaluations, instead.
       val_check_batches: `val_check_interval` in batches.
       accumulation: how many batches make a step.
-      begun_s: `time.monotonic()` at the start.
     """
 
     max_epochs: int | None
@@ -41,7 +39,6 @@ class Schedule:
     val_check_s: float | None = None
     val_check_batches: int | None = None
     accumulation: Accumulation = field(default_factory=Accumulation)
-    begun_s: float = field(default_factory=time.monotonic)
 
     def for_epochs_of(self, batches: int | None) -> Schedule:
         """Returns the schedule with its intervals counted in batches.
@@ -64,9 +61,9 @@ class Schedule:
             return "max_epochs"
         return None
 
-    def out_of_time(self) -> bool:
+    def out_of_time(self, run: Run) -> bool:
         """Says whether the time is up."""
-        return self.max_time_s is not None and time.monotonic() - self.begun_s >= self.max_time_s
+        return self.max_time_s is not None and run.clock.now_s() >= self.max_time_s
 
     def total_steps(self, step: int, epoch_batches: int | None) -> int | None:
         """Returns the step a run that is at `step` will end at, None where nobody knows."""
@@ -84,12 +81,12 @@ class Schedule:
 
         Args:
           run: where the run is.
-          validated_s: `time.monotonic()` of the evaluation before, or of the start.
+          validated_s: `run.clock.now_s()` of the evaluation before, or of the start.
         """
         if not self.validates_in(run.epoch):
             return False
         if self.val_check_s is not None:
-            return time.monotonic() - validated_s >= self.val_check_s
+            return run.clock.now_s() - validated_s >= self.val_check_s
         # A step that takes several batches ends at the multiple, or is the first to end after it.
         group = self.accumulation.at(run.epoch)
         return self.val_check_batches is not None and self.batches_done(run) % self.val_check_batches < group

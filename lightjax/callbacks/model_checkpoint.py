@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import string
-import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -118,9 +117,9 @@ class ModelCheckpoint(Callback):
         self._saved: dict[int, Checkpoint] = {}
         self._let_go: set[int] = set()
         self._for_good: list[int] = []
-        self._saved_s = time.monotonic()
+        self._saved_s = 0.0
         # By the clock on the wall, which goes on while a run is away.
-        self._kept_s = time.time()
+        self._kept_s = 0.0
         self._began_at: int | None = None
 
     @property
@@ -154,6 +153,10 @@ class ModelCheckpoint(Callback):
         if stage == "fit":
             self._forget()
             self._run = run
+            if self.train_time_interval_s is not None:
+                self._saved_s = run.clock.now_s()
+            if self.keep_time_interval_s is not None:
+                self._kept_s = run.clock.date_s()
 
     def on_train_start(self, run: Run) -> None:
         """Notes where the run begins."""
@@ -175,7 +178,7 @@ class ModelCheckpoint(Callback):
 
     def on_call_end(self, run: Run) -> None:
         """Saves a step when it is time to."""
-        if self.train_time_interval_s is not None and time.monotonic() - self._saved_s >= self.train_time_interval_s:
+        if self.train_time_interval_s is not None and run.clock.now_s() - self._saved_s >= self.train_time_interval_s:
             self.save(run)
 
     def on_train_epoch_end(self, run: Run) -> None:
@@ -207,14 +210,18 @@ class ModelCheckpoint(Callback):
         # The ranking is part of what is saved: it has to know this step first.
         kept_before = self.kept_steps
         self._last = run.step
-        self._saved_s = time.monotonic()
+        if self.train_time_interval_s is not None:
+            self._saved_s = run.clock.now_s()
         kept = self._for_good[-1] if self._for_good else 0
         every = 1 if self.save_top_k == -1 else self.keep_every_n_steps
         by_steps = every is not None and run.step - kept >= every
-        by_time = self.keep_time_interval_s is not None and time.time() - self._kept_s >= self.keep_time_interval_s
+        by_time = (
+            self.keep_time_interval_s is not None and run.clock.date_s() - self._kept_s >= self.keep_time_interval_s
+        )
         if (by_steps or by_time) and run.step not in self._for_good:
             self._for_good.append(run.step)
-            self._kept_s = time.time()
+            if self.keep_time_interval_s is not None:
+                self._kept_s = run.clock.date_s()
         # A checkpoint between evaluations has no score of its own: it is never the best, only the last.
         if score is not None and all(step != run.step for _, step in self._ranked):
             self._ranked.append((score, run.step))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from lightjax.callbacks.callback import Callback, Stage
 from lightjax.schedule import seconds
 
 if TYPE_CHECKING:
+    from lightjax.clock import Clock
     from lightjax.run import Run
 
 
@@ -35,11 +35,14 @@ class Timer(Callback):
         self.every_n_steps = every_n_steps
         self._before_s = 0.0
         self._begun_s: float | None = None
+        self._clock: Clock | None = None
 
     @property
     def elapsed_s(self) -> float:
         """Seconds of training so far."""
-        return self._before_s + (0.0 if self._begun_s is None else time.monotonic() - self._begun_s)
+        if self._clock is None or self._begun_s is None:
+            return self._before_s
+        return self._before_s + self._clock.now_s() - self._begun_s
 
     @property
     def remaining_s(self) -> float | None:
@@ -53,7 +56,7 @@ class Timer(Callback):
 
     def on_train_start(self, run: Run) -> None:
         """Starts the clock."""
-        self._begun_s = time.monotonic()
+        self._clock, self._begun_s = run.clock, run.clock.now_s()
 
     def on_train_batch_end(self, run: Run) -> None:
         """Looks at the clock."""

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 
 import lightjax as lj
+import lightjax.clock
 from tests.models import digit_like_data
 from tests.parallel.tasks import TASKS, TENSOR_RULES, train
 
@@ -66,6 +69,17 @@ def run_elastic() -> dict:
         for state in (result.checkpoint.last, result.checkpoint.last.path)
     )
     return numbers(result) | {"last": last, "by path": by_path}
+
+
+def run_clock() -> dict:
+    """Saves and ends by the clock, where that of process 1 runs twice as fast."""
+    if jax.process_index() == 1:
+        lightjax.clock.time = SimpleNamespace(monotonic=lambda: 2 * time.monotonic(), time=time.time)
+    keeper = lj.ModelCheckpoint(train_time_interval=0.4, every_n_epochs=0)
+    files = dict(enable_checkpointing=True, default_root_dir=Path("clock"), strategy="fsdp", callbacks=keeper)
+    trainer = lj.Trainer(max_epochs=10_000, max_time=2.0, **OFF | files)
+    result = trainer.fit(TASKS["mlp"](), lj.ArrayLoader(digit_like_data(64), 16))
+    return {"stopped_by": result.stopped_by, "step": int(result.state.step), "last": keeper.last and keeper.last.step}
 
 
 def run_own() -> dict:

@@ -76,7 +76,7 @@ def two(tmp_path_factory):
     # A run that two processes go on with: it began on eight devices and went on on one.
     for arguments in ({"strategy": "fsdp", "devices": 8, "max_steps": 5}, {"devices": 1, "max_steps": 8}):
         train("mlp", resume="auto", enable_checkpointing=True, default_root_dir=directory / "elastic", **arguments)
-    return directory, launch(2, "cnn/jit,transformer/fsdp,mlp/pmap,files,elastic,own,predict", directory)
+    return directory, launch(2, "cnn/jit,transformer/fsdp,mlp/pmap,files,elastic,clock,own,predict", directory)
 
 
 @pytest.mark.parametrize("case", ["cnn/jit", "transformer/fsdp", "mlp/pmap"])
@@ -127,6 +127,13 @@ def test_a_run_goes_from_eight_devices_to_one_to_two_processes_and_back(two, on_
     back = train("mlp", strategy="fsdp", devices=8, resume="auto", **files)
     assert back.directory == directory / "elastic" / "version_0"
     assert_same_training(back, on_one_device("mlp"))
+
+
+def test_processes_go_by_one_clock(two):
+    (_, first, _), (_, second, _) = two[1]
+    assert first["clock"] == second["clock"]
+    assert first["clock"]["stopped_by"] == "max_time"
+    assert first["clock"]["last"] == first["clock"]["step"] > 1
 
 
 def test_loaders_that_give_each_process_its_part_make_the_batches_of_one(two):

@@ -32,7 +32,7 @@ TPU_COMPILER := $(if $(filter no,$(TPU)),,$(VENV)/.installed-tpu)
 test: $(DEV) $(TPU_COMPILER)  ## the same, then ruff, pyright and every test; TPU=no does without the TPU compiler (200 MB)
 	$(BIN)/python examples/digits.py
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 chaos: $(DEV)  ## kills and resumes trainings 200 times, prints survived and lost
 	$(BIN)/python -m tests.resume.killing --kills 200

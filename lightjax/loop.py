@@ -156,12 +156,15 @@ class Loop:
         Returns:
           Whether the epoch is complete; one that is cut short goes on when the run is resumed.
         """
-        feed = self._stretches(cursor)
-        while self.pace.measuring and self.run.stopped_by is None and (stretch := next(feed, None)) is not None:
+        feed, chosen = self._stretches(cursor), False
+        # Until the program for the chosen pace is there, the one that was timed goes on.
+        while self.run.stopped_by is None and (self.pace.measuring or (chosen and self.engine.compiling())):
+            if (stretch := next(feed, None)) is None:
+                break
             begun_s = time.perf_counter()
             self._train(stretch)
             # What else is being compiled takes the processor from the steps: their times would mean nothing.
-            if self.engine.compiling():
+            if chosen or self.engine.compiling():
                 continue
             with self.run.profiler.profile("device"):
                 chosen = self.pace.observe(begun_s, self.rows, self.run.step, self.engine.compile_s)

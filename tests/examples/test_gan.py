@@ -12,8 +12,6 @@ import pytest
 import lightjax as lj
 from tests.models import quiet
 
-pytestmark = pytest.mark.xdist_group("gan")
-
 SCRIPT = Path(__file__).parents[2] / "examples" / "gan.py"
 
 

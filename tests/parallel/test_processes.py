@@ -17,9 +17,7 @@ import pytest
 import lightjax as lj
 from tests.models import digit_like_data
 from tests.parallel.process import OFF
-from tests.parallel.tasks import TASKS, assert_same_training, train
-
-pytestmark = pytest.mark.xdist_group("processes")
+from tests.parallel.tasks import TASKS, train
 
 ROOT = Path(__file__).parents[2]
 DEVICES = 4  # over all processes
@@ -126,7 +124,16 @@ def test_a_run_goes_from_eight_devices_to_one_to_two_processes_and_back(two, on_
     files = dict(enable_checkpointing=True, default_root_dir=directory / "elastic")
     back = train("mlp", strategy="fsdp", devices=8, resume="auto", **files)
     assert back.directory == directory / "elastic" / "version_0"
-    assert_same_training(back, on_one_device("mlp"))
+    # Where it ended in between it reported and evaluated, too: what it came to is compared.
+    reference = on_one_device("mlp")
+    assert int(back.state.step) == int(reference.state.step) == 20
+    for name in ("train/loss_epoch", "train/accuracy_epoch", "val/loss", "val/accuracy"):
+        np.testing.assert_allclose(back.metrics[name], reference.metrics[name], rtol=2e-4, err_msg=name)
+    jax.tree.map(
+        lambda leaf, expected: np.testing.assert_allclose(np.asarray(leaf), np.asarray(expected), rtol=2e-4, atol=2e-5),
+        back.state.params,
+        reference.state.params,
+    )
 
 
 def test_processes_go_by_one_clock(two):

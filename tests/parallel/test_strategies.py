@@ -12,8 +12,6 @@ import lightjax as lj
 from tests.models import bits, digit_like_data, mlp_task, quiet
 from tests.parallel.tasks import TASKS, assert_same_training, bytes_on_one_device, tensor_parallel, train
 
-pytestmark = pytest.mark.xdist_group("strategies")
-
 STRATEGIES = {
     "jit x 8": lambda name: {"strategy": "jit", "devices": 8},
     "pmap x 8": lambda name: {"strategy": "pmap", "devices": 8},

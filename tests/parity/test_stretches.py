@@ -7,8 +7,6 @@ import pytest
 import lightjax as lj
 from tests.models import bits, digit_like_data, linear_data, linear_task, mlp_task, quiet
 
-pytestmark = pytest.mark.xdist_group("stretches")
-
 
 class LooksAt(lj.Callback):
     """Makes the cuts uneven."""

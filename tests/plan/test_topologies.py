@@ -55,7 +55,6 @@ CASES = [
 
 pytestmark = [
     pytest.mark.libtpu,
-    pytest.mark.xdist_group("topologies"),
     pytest.mark.timeout(900),
     pytest.mark.skipif(
         importlib.util.find_spec("libtpu") is None,

@@ -12,8 +12,6 @@ from lightjax.checkpoint.checksums import UNCHECKED
 from tests.models import bits, digit_like_data, linear_data, linear_task, mlp_task, quiet
 from tests.resume.killing import KINDS, hit, killed, run_to_the_end
 
-pytestmark = pytest.mark.xdist_group("resume")
-
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):

@@ -1,5 +1,6 @@
 """The choice of steps_per_call and its reasons; limits by time."""
 
+import threading
 import time
 from datetime import timedelta
 
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 
 import lightjax as lj
+from lightjax.engine.compiler import Compiler
 from lightjax.pace import CALL_S, MEASURED_STEPS, WARM_UP_STEPS, Pace
 from lightjax.schedule import batches_between, seconds
-from tests.models import linear_data, linear_task, quiet
+from tests.models import bits, linear_data, linear_task, quiet
 
 BATCH = {"x": np.zeros((64, 16), np.float32)}
 
@@ -99,6 +101,45 @@ def test_the_start_of_a_run_says_which_callback_forces_single_steps(capsys):
         linear_task(), lj.ArrayLoader(linear_data(8), 4)
     )
     assert "steps_per_call=1 (auto: Every looks at every step)" in capsys.readouterr().out
+
+
+def test_single_steps_go_on_until_the_program_for_several_is_compiled(monkeypatch):
+    went_on, begun = threading.Event(), []
+    compile_now = Compiler._compile
+
+    def slow(self, lowered, options, check):
+        begun.append(lowered)
+        if len(begun) == 2:  # the step for several; the one for single steps came first
+            assert went_on.wait(60)
+        return compile_now(self, lowered, options, check)
+
+    class Watch(lj.Callback):
+        every_n_steps = None
+
+        def on_call_end(self, run):
+            if len(begun) == 2:
+                self.calls = getattr(self, "calls", 0) + 1
+                if self.calls == 5:
+                    went_on.set()
+                    while run._engine.compiling():
+                        time.sleep(0.01)
+
+    def choose_eight(self, *_):
+        self.measuring, self.steps, self.capacity = False, 8, 8
+        return True
+
+    monkeypatch.setattr(Compiler, "_compile", slow)
+    monkeypatch.setattr(Pace, "observe", choose_eight)
+    loader = lj.ArrayLoader(linear_data(4 * 100), 4)
+    watch = Watch()
+    result = quiet(max_epochs=1, callbacks=watch, log_every_n_steps=50).fit(linear_task(), loader)
+    assert went_on.is_set()
+    assert int(result.state.step) == 100
+    assert watch.calls < 50  # and then several ran in a call
+    monkeypatch.undo()
+    alone = quiet(max_epochs=1, steps_per_call=1, log_every_n_steps=50).fit(linear_task(), loader)
+    assert bits(result.state) == bits(alone.state)
+    assert result.history == alone.history
 
 
 @pytest.mark.parametrize(

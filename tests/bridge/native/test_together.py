@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("together")
-
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning.pytorch", reason="Lightning is the reference of these tests")
 

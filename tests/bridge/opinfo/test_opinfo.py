@@ -9,8 +9,6 @@ pytest.importorskip("expecttest")  # torch imports it with its database
 from tests.bridge.opinfo import ledger  # noqa: E402
 from tests.bridge.opinfo.samples import differentiable, operators, run, samples  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group("operators")
-
 # One or two of every family of rules.
 SAMPLED = {
     *("addmm", "atan2", "cumsum", "digamma", "linalg.det", "linalg.inv", "nanmedian", "nn.functional.avg_pool2d"),

@@ -130,6 +130,7 @@ def _both(module: torch.nn.Module, batch: Any, arrays: Any, steps: int, toleranc
     trainer = lj.Trainer(max_steps=max(steps, 1), log_every_n_steps=1, **_QUIET)
     watch = _Watch(task, arrays)
     found: dict[str, Any] = {}
+    ours: Any = None
     if steps:
         trainer.callbacks.append(watch)
         ours = trainer.fit(task, [arrays] * steps)
@@ -266,7 +267,7 @@ def _losses(module: torch.nn.Module, into: list[float]) -> Iterator[None]:
             into.append(float(loss.detach()))
         return output
 
-    module.training_step = keeping
+    module.training_step = keeping  # pyright: ignore[reportArgumentType]
     try:
         yield
     finally:
@@ -333,17 +334,20 @@ def _batch(script: Any, name: str, module: torch.nn.Module) -> Any:
     """Returns one batch of what the user named."""
     own = getattr(module, "train_dataloader", None)
     if name == "batch" and not hasattr(script, name) and callable(own):
-        return next(iter(own()))
-    found = _named(script, name)
-    if isinstance(found, type) or (callable(found) and not hasattr(found, "__iter__")):
-        found = found()
-    if callable(getattr(found, "train_dataloader", None)):
+        batches: Any = own()
+        return next(iter(batches))
+    found: Any = _named(script, name)
+    makes = isinstance(found, type) or (callable(found) and not hasattr(found, "__iter__"))
+    data: Any = found() if makes else found
+    if callable(getattr(data, "train_dataloader", None)):
         for prepare in ("prepare_data", "setup"):
-            if callable(method := getattr(found, prepare, None)):
+            if callable(method := getattr(data, prepare, None)):
                 method(*(["fit"] if prepare == "setup" else []))
-        found = found.train_dataloader()
-    is_batch = isinstance(found, list | tuple | Mapping) or hasattr(found, "shape")
-    return found if is_batch or not hasattr(found, "__iter__") else next(iter(found))
+        data = data.train_dataloader()
+    if hasattr(data, "shape") or not hasattr(data, "__iter__"):
+        return data
+    batches = data
+    return batches if isinstance(data, list | tuple | Mapping) else next(iter(batches))
 
 
 def _imported(name: str) -> Any:

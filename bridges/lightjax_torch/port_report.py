@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from lightjax.summary import format_bytes
@@ -51,7 +51,7 @@ class PortReport:
     tolerance: float
     steps: int = 0
     error: str = ""
-    unsupported: Mapping[str, list[str]] = field(default_factory=dict)
+    unsupported: Mapping[str, Sequence[str]] = field(default_factory=dict)
     random: bool = False
     operations: int = 0
     losses: tuple[tuple[float, float], ...] = ()

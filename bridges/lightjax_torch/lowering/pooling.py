@@ -227,7 +227,8 @@ def _fractional_max_pool(
     shape = x.shape[-n:]
     images = x.reshape(-1, *x.shape[-n - 1 :])
     starts = [
-        _fractional_starts(*one, samples[..., place]) for *one, place in zip(shape, kernel, sizes, order, strict=True)
+        _fractional_starts(extent, window, count, samples[..., place])
+        for extent, window, count, place in zip(shape, kernel, sizes, order, strict=True)
     ]
     flat = images.reshape(*images.shape[:2], -1)
     values: Any = None

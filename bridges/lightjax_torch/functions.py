@@ -150,14 +150,20 @@ def _gaussian_nll_loss(
 def _bincount(
     func: Callable[..., Any], values: torch.Tensor, weights: torch.Tensor | None = None, minlength: int = 0
 ) -> torch.Tensor:
-    """Counts into `minlength` places: torch makes more where a value is larger, which no fixed shape can."""
+    """Counts into `minlength` places: torch makes more where a value is larger, which no fixed shape can.
+
+    Such a value makes every count NaN, or without weights -2**31, which nobody takes for a count.
+    """
     if not minlength:
         return func(values, weights, minlength)
     if weights is None:
         weights = torch.ones_like(values, dtype=torch.int64)
     elif weights.dtype is not torch.float32:
         weights = weights.to(torch.float64)
-    return torch.zeros(minlength, dtype=weights.dtype).scatter_add(0, values.to(torch.int64), weights)
+    places = values.to(torch.int64)
+    counts = torch.zeros(minlength, dtype=weights.dtype).scatter_add(0, places.clamp(max=minlength - 1), weights)
+    none = torch.nan if weights.is_floating_point() else -(2**31)
+    return torch.where((places >= minlength).any(), none, counts)
 
 
 @contextlib.contextmanager

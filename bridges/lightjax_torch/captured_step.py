@@ -239,7 +239,8 @@ class Capture:
             if replaced := [name for name in trained if read[name] is not trained[name]]:
                 raise CaptureError(f"{part.name} replaces parameters: {', '.join(replaced)}; {WAY_OUT}.")
             state = {name: left.get(name, kept[name]) if ":" in name else read[name] for name in kept}
-            created = {n: tensor for n, tensor in left.items() if n not in kept and tensor is not held.get(n)}
+            new = {n for n, tensor in left.items() if n in carried or tensor is not held.get(n)}
+            created = {n: tensor for n, tensor in left.items() if n in new and n not in kept}
             grads = {name: trained[name].grad for name in gradients}
             return outputs, _detached([view.logged, state, dict(trained), created, grads])
 

@@ -90,8 +90,12 @@ class TorchTracer:
             if tensor.layout is not torch.strided or tensor.device.type == "meta":
                 continue
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in seen:
-                seen.add(storage.data_ptr())
+            try:
+                address = storage.data_ptr()
+            except RuntimeError:  # of a capture: it has a shape and no memory
+                continue
+            if address not in seen:
+                seen.add(address)
                 shape = "x".join(map(str, tensor.shape)) or "scalar"
                 yield Held(f"{str(tensor.dtype).removeprefix('torch.')} {shape}", storage.nbytes())
 

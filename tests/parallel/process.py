@@ -77,8 +77,7 @@ def run_clock() -> dict:
         lightjax.clock.time = SimpleNamespace(monotonic=lambda: 2 * time.monotonic(), time=time.time)
     keeper = lj.ModelCheckpoint(train_time_interval=0.4, every_n_epochs=0)
     files = dict(enable_checkpointing=True, default_root_dir=Path("clock"), strategy="fsdp", callbacks=keeper)
-    trainer = lj.Trainer(max_epochs=10_000, max_time=2.0, **OFF | files)
-    result = trainer.fit(TASKS["mlp"](), lj.ArrayLoader(digit_like_data(64), 16))
+    result = train("mlp", max_epochs=10_000, max_time=3.0, **files)
     return {"stopped_by": result.stopped_by, "step": int(result.state.step), "last": keeper.last and keeper.last.step}
 
 

@@ -86,7 +86,7 @@ def tensor_parallel(name: str, **more: Any) -> lj.Sharded:
 def train(name: str, **arguments: Any) -> lj.FitResult:
     """Trains 20 steps: 4 epochs of 4 full batches and a short one, evaluated on 37 examples in batches of 16."""
     off = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-    trainer = lj.Trainer(max_epochs=4, log_every_n_steps=1, **{**off, "steps_per_call": 4, **arguments})
+    trainer = lj.Trainer(**{"max_epochs": 4, "log_every_n_steps": 1, **off, "steps_per_call": 4, **arguments})
     train_data = lj.ArrayLoader(digit_like_data(EXAMPLES), BATCH, shuffle=True, seed=3)
     return trainer.fit(TASKS[name](), train_data, lj.ArrayLoader(digit_like_data(37, seed=1), BATCH))
 

@@ -256,11 +256,11 @@ def test_several_validation_loaders_report_under_their_names():
         quiet(max_epochs=1, callbacks=lj.EarlyStopping("val/loss")).fit(linear_task(), loader(), data)
 
 
-@pytest.mark.parametrize("stage", ["train_data", "val_data"])
-def test_a_list_of_loaders_is_refused_with_what_to_write(stage):
-    data = {"train_data": loader(), "val_data": loader()} | {stage: [loader(), loader()]}
-    with pytest.raises(lj.DataError, match=rf'{stage} is a list of 2 loaders.*{{"clean": first, "noisy": second}}'):
-        quiet(max_epochs=1).fit(linear_task(), data["train_data"], data["val_data"])
+def test_a_list_of_loaders_is_evaluated_by_number_and_trained_on_by_none():
+    result = quiet(max_epochs=1).fit(linear_task(), loader(), [loader(), loader()])
+    assert {name for name in result.metrics if name.startswith("val")} == {"val/0/loss", "val/1/loss"}
+    with pytest.raises(lj.DataError, match=r'train_data is a list of 2 loaders.*{"clean": first, "noisy": second}'):
+        quiet(max_epochs=1).fit(linear_task(), [loader(), loader()], loader())
     with pytest.raises(lj.DataError, match=r"val_data is a dict, which is no loader"):
         quiet(max_epochs=1).fit(linear_task(), loader(), linear_data(8))
 

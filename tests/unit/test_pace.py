@@ -24,13 +24,14 @@ class Every(lj.Callback):
         float(run.state.step)
 
 
-def chosen(step_s, monkeypatch, *, wanted="auto", compile_s=0.1, **changes):
+def chosen(step_s, monkeypatch, *, wanted="auto", compile_s=0.1, start_s=0.0, **changes):
     arguments = dict(loops=True, callbacks=[], batch=BATCH, epoch_steps=None, total_steps=None, on_cpu=False) | changes
     pace = Pace(wanted, **arguments)
     done = 0
     while pace.measuring:
         done += 1
-        monkeypatch.setattr(time, "perf_counter", lambda: 100.0 + step_s)
+        clock = iter([100.0 + start_s, 100.0 + step_s])
+        monkeypatch.setattr(time, "perf_counter", clock.__next__)
         needed = MEASURED_STEPS * (1 if step_s >= CALL_S else 10)
         assert pace.observe(100.0, np.zeros(1), done, compile_s) == (done == WARM_UP_STEPS + needed)
     return pace
@@ -40,7 +41,9 @@ def chosen(step_s, monkeypatch, *, wanted="auto", compile_s=0.1, **changes):
     ("step_s", "arguments", "steps", "reason"),
     [
         (1e-3, {}, 8, "1 ms a step, dispatch-bound"),
-        (1e-5, {}, 64, "0.01 ms a step, dispatch-bound; longer calls gain nothing"),
+        (1e-5, {}, 256, "0.01 ms a step, dispatch-bound; longer calls gain nothing"),
+        (1e-3, {"start_s": 0.8e-3}, 32, "1 ms a step, dispatch-bound"),  # 0.2 ms of work
+        (1e-3, {"start_s": 1e-3}, 64, "1 ms a step, dispatch-bound"),
         (1e-2, {}, 1, "10 ms a step, dispatch is hidden"),
         (1e-2, {"on_cpu": True}, 8, "10 ms a step, longer calls allocate less often"),
         (0.3, {"on_cpu": True}, 2, "longer calls allocate less often"),

@@ -30,6 +30,8 @@ MEASURED_STEPS = 5
 # Starting a call is part of the time of a single step, and of a short one's nearly all: a linear model's steps take
 # 0.25 ms one by one, 50 us in calls of 32 and 17 us in calls of 256. So much of it is taken for work at least.
 LEAST_WORK = 0.1
+# What is added for that stays small: an MLP gains nothing from stacks of 2 MB, and holds 100 MB more.
+ADDED_BYTES = 2**20
 LONGEST = 256
 
 
@@ -80,6 +82,7 @@ class Pace:
         self.steps = self.capacity = 1
         closest = min((callback for callback in callbacks if callback.steps_between_looks()), key=_period, default=None)
         batch_bytes = max(1, _tree.size_in_bytes(batch))
+        self._room = max(1, ADDED_BYTES // batch_bytes)
         self._bounds = [
             (LONGEST, "longer calls gain nothing"),
             (max(1, STACK_BYTES // batch_bytes), f"a batch has {batch_bytes / 1e6:.3g} MB"),
@@ -138,7 +141,10 @@ class Pace:
         took = f"{step_s * 1e3:.3g} ms a step"
         dispatch_bound = step_s < CALL_S
         work_s = max(min(self._waits_s[WARM_UP_STEPS:]), LEAST_WORK * step_s)
-        needed = _power_of_two(CALL_S / work_s) if dispatch_bound else 1
+        needed = 1
+        if dispatch_bound:
+            added = min(_power_of_two(CALL_S / work_s), 1 << self._room.bit_length() - 1)
+            needed = max(_power_of_two(CALL_S / step_s), added)
         saved_s = min(SAVED_S if self._on_cpu else ACCELERATOR_SAVED_S, step_s) if dispatch_bound else 0.0
         why = "dispatch-bound" if dispatch_bound else "dispatch is hidden"
         if self._on_cpu and needed < CPU_STEPS:

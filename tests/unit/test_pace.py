@@ -44,6 +44,8 @@ def chosen(step_s, monkeypatch, *, wanted="auto", compile_s=0.1, start_s=0.0, **
         (1e-5, {}, 256, "0.01 ms a step, dispatch-bound; longer calls gain nothing"),
         (1e-3, {"start_s": 0.8e-3}, 32, "1 ms a step, dispatch-bound"),  # 0.2 ms of work
         (1e-3, {"start_s": 1e-3}, 64, "1 ms a step, dispatch-bound"),
+        (1e-3, {"start_s": 1e-3, "batch": {"x": np.zeros(2**14, np.float32)}}, 16, "1 ms a step, dispatch-bound"),
+        (1e-3, {"start_s": 1e-3, "batch": {"x": np.zeros(2**18, np.float32)}}, 8, "1 ms a step, dispatch-bound"),
         (1e-2, {}, 1, "10 ms a step, dispatch is hidden"),
         (1e-2, {"on_cpu": True}, 8, "10 ms a step, longer calls allocate less often"),
         (0.3, {"on_cpu": True}, 2, "longer calls allocate less often"),

@@ -90,3 +90,14 @@ def bits(tree: Any) -> list[bytes]:
         np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf).tobytes()
         for leaf in leaves
     ]
+
+
+class StopAt(lj.Callback):
+    """Ends a run after a step as a scheduler's signal does: at once, to be resumed."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, run: lj.Run) -> None:
+        if run.step == self.step:
+            run.stop("preempted", at_once=True)

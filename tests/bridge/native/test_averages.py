@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn  # noqa: E402
 
 from lightjax_torch import LightningModule, from_torch  # noqa: E402
+from tests.models import StopAt  # noqa: E402
 
 QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
 generator = torch.Generator().manual_seed(0)
@@ -127,15 +128,6 @@ def test_the_average_has_the_bits_of_a_loop_written_by_hand_and_is_what_is_evalu
     plain = task.to_torch(lj.averaged(result.state)).eval()
     with torch.no_grad():
         assert all(torch.equal(one, plain.layers(batch[0])) for one, batch in zip(predicted, VALIDATION, strict=True))
-
-
-class StopAt(lj.Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_end(self, run: Any) -> None:
-        if run.step == self.step:
-            run.stop("preempted", at_once=True)
 
 
 @pytest.mark.parametrize("case", ["EMA, every third from the fifth", "the ends of epochs"])

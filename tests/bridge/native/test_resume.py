@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 
 from lightjax_torch import LightningModule, from_torch, seed_everything  # noqa: E402
+from tests.models import StopAt  # noqa: E402
 
 QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
 
@@ -77,15 +78,6 @@ class Model(LightningModule):
                 "monitor": "val_loss",
             }
         return [optimizer], [torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2], 0.5)]
-
-
-class StopAt(lj.Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_end(self, run: Any) -> None:
-        if run.step == self.step:
-            run.stop("preempted", at_once=True)
 
 
 def fit(directory: Path, stop_at: int | None = None, resume: str | None = None, **model: Any) -> tuple[Model, Any]:

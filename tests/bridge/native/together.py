@@ -15,10 +15,10 @@ warnings.simplefilter("ignore")
 import torch  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
-import lightjax as lj  # noqa: E402
 import lightjax_torch  # noqa: E402
 from lightjax.errors import ConfigurationError  # noqa: E402
 from tests.bridge.native.reference import QUIET, lightning, train  # noqa: E402
+from tests.models import StopAt  # noqa: E402
 
 RANK = int(os.environ["RANK"])
 
@@ -90,16 +90,10 @@ def as_lightning(make: Any, **arguments: Any) -> list[Any]:
     return found
 
 
-class StopAt(lj.Callback):
-    def on_train_batch_end(self, run: Any) -> None:
-        if run.step == 4:
-            run.stop("preempted", at_once=True)
-
-
 def resumed(directory: Path) -> list[Any]:
     """Trains in one go, and in two with a checkpoint between."""
     found = []
-    for name, callbacks, resume in (("whole", [], None), ("cut", [StopAt()], None), ("cut", [], "last")):
+    for name, callbacks, resume in (("whole", [], None), ("cut", [StopAt(4)], None), ("cut", [], "last")):
         torch.manual_seed(7 + RANK if resume is None else 99)
         arguments = {**QUIET, "enable_checkpointing": True, "default_root_dir": directory / name}
         trainer = lightjax_torch.Trainer(max_epochs=3, callbacks=callbacks, **arguments)

@@ -43,12 +43,16 @@ def describe(leaf: Any) -> str:
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
-def abstract(tree: Any) -> Any:
-    """Replaces every leaf by its shape and dtype (weak types kept)."""
+def abstract(tree: Any, *, placed: bool = False) -> Any:
+    """Replaces every leaf by its shape and dtype (weak types kept); `placed` keeps where it lies as well."""
 
     def one(leaf: Any) -> jax.ShapeDtypeStruct:
         if isinstance(leaf, np.ndarray):
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        if isinstance(leaf, jax.Array):  # `typeof` takes up to 0.15 ms for each
+            sharding = leaf.sharding if placed else None
+            weak_type = getattr(leaf, "weak_type", False)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding, weak_type=weak_type)
         aval = jax.typeof(leaf)
         return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
 

@@ -117,7 +117,7 @@ def state_to_evaluate(
                 "directory of a checkpoint."
             )
     if isinstance(given, Checkpoint) and given.like is not None:
-        return engine.place_state(engine.request.apply(given.restore()))
+        return engine.place_state(engine.request.apply(given.restore(given.like)))
     if isinstance(given, str | os.PathLike):
         return engine.place_state(engine.restore_state(Checkpoint.open(given), key, data.first()))
     return engine.place_state(engine.request.apply(given))

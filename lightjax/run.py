@@ -287,7 +287,9 @@ class Run:
           Whether all that was reported before is known.
         """
         if self._checkpointer is not None:
-            self._checkpointer.go_on_from(dataclasses.replace(checkpoint, like=_tree.abstract(self._state)))
+            self._checkpointer.go_on_from(
+                dataclasses.replace(checkpoint, like=_tree.abstract(self._state, placed=True))
+            )
         self._engine.restore_notes(about["engine"])
         position = about["position"]
         self.step = checkpoint.step
@@ -319,7 +321,10 @@ class Run:
     def checkpoint_of(self, step: int | None) -> Checkpoint | None:
         """Returns the checkpoint of a step of this run; None where there is none that is whole."""
         found = None if self._checkpointer is None or step is None else self._checkpointer.open(step)
-        return None if found is None else dataclasses.replace(found, like=_tree.abstract(self._state))
+        return None if found is None else self._as_saved(found)
+
+    def _as_saved(self, checkpoint: Checkpoint) -> Checkpoint:
+        return dataclasses.replace(checkpoint, like=_tree.abstract(self._state, placed=True))
 
     def checkpoint_at(self, step: int) -> Checkpoint | None:
         """Returns what there is of a step of this run on disk, whole or not; None where there is nothing."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from lightjax.checkpoint.checksums import damage
 from lightjax.checkpoint.location import located
 from lightjax.checkpoint.storage import Storage, read_about
@@ -21,7 +23,8 @@ class Checkpoint(os.PathLike[str]):
       path: its directory.
       step: optimizer steps done when it was saved.
       metrics: the latest value of every metric at that moment.
-      like: a state of the structure that was saved, without values; None for a checkpoint opened by its path.
+      like: a state of the structure that was saved, without values, that says where its leaves lay; None for a
+        checkpoint opened by its path.
     """
 
     path: Path
@@ -51,14 +54,15 @@ class Checkpoint(os.PathLike[str]):
 
         Args:
           like: a state of the same structure (arrays or shapes), which also says where the leaves go. Needed only for
-            a checkpoint opened by its path.
+            a checkpoint opened by its path. Without it leaves go where they lay, and those that were spread over
+            several processes to the first device of this one: one process can read alone what many have written.
           cast: let leaves of one floating dtype become leaves of another, such as float32 in bfloat16.
 
         Raises:
           CheckpointError: no structure is known, the checkpoint is damaged (the file is named), or it does not fit;
             every leaf that differs is listed.
         """
-        like = self.like if like is None else like
+        like = jax.tree.map(_within_process, self.like) if like is None else like
         if like is None:
             raise CheckpointError(
                 f"The checkpoint {self.path} was opened by its path, which does not tell the structure of its state; "
@@ -85,6 +89,14 @@ class Checkpoint(os.PathLike[str]):
     def __fspath__(self) -> str:
         """Returns the directory."""
         return str(self.path)
+
+
+def _within_process(leaf: Any) -> Any:
+    """Leaves out where a leaf lay that was spread over several processes."""
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None or sharding.is_fully_addressable:
+        return leaf
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=leaf.weak_type)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -11,14 +12,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lightjax import _tree, distributed
 from lightjax.checkpoint.checkpoint import Checkpoint
 from lightjax.checkpoint.checksums import damage
 from lightjax.checkpoint.location import located, remove
-from lightjax.checkpoint.storage import Storage, remove_unfinished
+from lightjax.checkpoint.storage import Storage, one_replica, remove_unfinished
 from lightjax.errors import CheckpointError
 
 # A save takes orbax 30 to 75 ms of host time however small the state is, more than a whole epoch of a small model.
@@ -33,6 +33,7 @@ class _Held(NamedTuple):
     checkpoint: Checkpoint
     items: dict[str, Any]
     about: dict[str, Any]
+    owned: bool
 
 
 class Checkpointer:
@@ -55,7 +56,7 @@ class Checkpointer:
       >>> import tempfile
       >>> with tempfile.TemporaryDirectory() as directory:
       ...     checkpointer = Checkpointer(directory)
-      ...     checkpoint = checkpointer.save(3, {"w": jnp.ones(2)}, metrics={"loss": 0.5})
+      ...     checkpoint = checkpointer.save(3, {"w": jax.numpy.ones(2)}, metrics={"loss": 0.5})
       ...     checkpointer.close()
       ...     checkpoint.restore()["w"].tolist()
       [1.0, 1.0]
@@ -88,7 +89,11 @@ class Checkpointer:
         items: Mapping[str, Any] | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> Checkpoint:
-        """Begins to save a state; waits at most for its copy to the host, and for the write before this one.
+        """Begins to save a state; waits for the write before this one, unless this one waits for its turn.
+
+        One process copies the state where it is, without waiting for that, and does all else in the background. Where
+        a device has no room for a copy beside the most it ever had in use, and where several processes write together,
+        it waits for the copy to the host.
 
         Args:
           step: optimizer steps done; a step already saved by this checkpointer is not saved again.
@@ -108,12 +113,15 @@ class Checkpointer:
         state = _own_host_arrays(state)
         numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
         described = {"step": step, "metrics": numbers, "versions": versions()} | dict(about or {})
-        self._newest = saved = Checkpoint(self.path(step), step, numbers, like=_tree.abstract(state))
+        self._newest = saved = Checkpoint(self.path(step), step, numbers, like=_tree.abstract(state, placed=True))
         # Processes write together, and clocks differ: what waits on one has to wait on all.
-        waits = distributed.is_alone() and not self._due() and _tree.size_in_bytes(state) <= HELD_BYTES
-        held = _Held(
-            self._newest, dict(items or {}) | {"state": _own_device_arrays(state) if waits else state}, described
-        )
+        alone = distributed.is_alone()
+        waits = alone and not self._due() and _tree.size_in_bytes(state) <= HELD_BYTES
+        if not waits:
+            self._settle()  # before there is one more copy
+        owned = waits or (alone and _has_room(state))
+        items = dict(items or {}) | {"state": _own_device_arrays(state) if owned else state}
+        held = _Held(self._newest, items, described, owned)
         if waits:
             self._held[step] = held
         else:
@@ -200,7 +208,7 @@ class Checkpointer:
         step = held.checkpoint.step
         try:
             self._before_write()
-            self._storage.write(held.checkpoint.path, held.items, held.about)
+            self._storage.write(held.checkpoint.path, held.items, held.about, owned=held.owned)
         except (CheckpointError, OSError) as error:
             self._lose(step, error)
         else:
@@ -249,12 +257,27 @@ def _own_host_arrays(state: Any) -> Any:
 
 
 def _own_device_arrays(state: Any) -> Any:
-    """Copies what is on the device, in one compiled call."""
-    leaves, structure = jax.tree.flatten(state)
-    copies = _copy({i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)})
-    return jax.tree.unflatten(structure, [copies.get(i, leaf) for i, leaf in enumerate(leaves)])
+    """Begins to copy what is on devices, there, and does not wait for it."""
+    leaves, structure = jax.tree.flatten(one_replica(state))
+    on_devices = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
+    copies = jax.device_put([leaves[i] for i in on_devices], [leaves[i].sharding for i in on_devices], may_alias=False)
+    for i, copy in zip(on_devices, copies, strict=True):
+        leaves[i] = copy
+    return jax.tree.unflatten(structure, leaves)
 
 
-@jax.jit
-def _copy(arrays: Any) -> Any:
-    return jax.tree.map(jnp.copy, arrays)
+def _has_room(state: Any) -> bool:
+    """Says whether a copy of a state fits beside the most that was ever in use on its devices."""
+    in_memory = {device: memory for device in jax.local_devices() if (memory := device.memory_stats()) is not None}
+    if not in_memory:
+        return True  # the CPU: the copy is the one that every save makes on the host
+    needed = dict.fromkeys(in_memory, 0)
+    for leaf in jax.tree.leaves(one_replica(state)):
+        if isinstance(leaf, jax.Array):
+            size = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for device in needed.keys() & leaf.sharding.addressable_devices:
+                needed[device] += size
+    return all(
+        memory.get("bytes_limit", 0) - memory.get("peak_bytes_in_use", 0) > needed[device]
+        for device, memory in in_memory.items()
+    )

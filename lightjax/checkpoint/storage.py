@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,34 +35,48 @@ class Storage:
 
         self._ocp = ocp
         self._path: Path | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._writing: Future[None] | None = None
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(),
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._complete),
         )
 
-    def write(self, path: Path, items: dict[str, Any], about: dict[str, Any]) -> None:
-        """Begins to write; waits for the copy to the host and for the write before this one.
+    def write(self, path: Path, items: dict[str, Any], about: dict[str, Any], *, owned: bool = False) -> None:
+        """Begins to write; waits for the write before this one, and for the copy to the host of what is not owned.
 
         Args:
           path: the directory to appear, absolute.
           items: pytrees of arrays by name; one of them is "state".
           about: JSON to keep beside them.
+          owned: nobody donates or changes the items, and this process writes alone: all is done in the background.
 
         Raises:
           CheckpointError: this or the previous write failed.
         """
-        about = about | {"leaves": _kinds(items["state"])}
-        args = self._ocp.args
-        trees = {
-            name: args.PyTreeSave(nested) for name, tree in items.items() if (nested := _nested(one_replica(tree)))
-        }
         self.wait()
         self._path = path
         try:
             _check_writable(path.parent)
-            self._checkpointer.save(path, args=args.Composite(**trees, about=args.JsonSave(about)), force=True)
+            if owned:
+                self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="lightjax-checkpoint")
+                self._writing = self._thread.submit(self._write_to_the_end, path, items, about)
+            else:
+                self._begin(path, items, about)
         except Exception as error:
             self._failed(error)
+
+    def _begin(self, path: Path, items: dict[str, Any], about: dict[str, Any]) -> None:
+        args = self._ocp.args
+        trees = {
+            name: args.PyTreeSave(nested) for name, tree in items.items() if (nested := _nested(one_replica(tree)))
+        }
+        described = args.JsonSave(about | {"leaves": _kinds(items["state"])})
+        self._checkpointer.save(path, args=args.Composite(**trees, about=described), force=True)
+
+    def _write_to_the_end(self, path: Path, items: dict[str, Any], about: dict[str, Any]) -> None:
+        self._begin(path, items, about)
+        self._checkpointer.wait_until_finished()
 
     def wait(self) -> None:
         """Waits until what was begun is on disk.
@@ -69,7 +84,10 @@ class Storage:
         Raises:
           CheckpointError: the write failed.
         """
+        writing, self._writing = self._writing, None
         try:
+            if writing is not None:
+                writing.result()
             self._checkpointer.wait_until_finished()
             # Orbax does not miss a directory that somebody took away under it.
             if self._path is not None and not (self._path / FILE).is_file():
@@ -86,19 +104,24 @@ class Storage:
           CheckpointError: the write failed.
         """
         try:
-            self._checkpointer.check_for_errors()
+            if self._writing is None:
+                self._checkpointer.check_for_errors()
+            elif self._writing.done():
+                self._writing.result()
         except Exception as error:
             self._failed(error)
 
     def close(self) -> None:
-        """Waits, and ends the background thread."""
+        """Waits, and ends the background threads."""
         try:
             self.wait()
         finally:
             self._checkpointer.close()
+            if self._thread is not None:
+                self._thread.shutdown()
 
     def _failed(self, error: Exception) -> NoReturn:
-        path, self._path = self._path, None
+        path, self._path, self._writing = self._path, None, None
         if path is not None:
             remove_unfinished(path.parent)
         raise CheckpointError(f"The checkpoint {path} could not be written: {error}") from error
@@ -126,7 +149,7 @@ class Storage:
         leaves = _tree.named_leaves(self._read(path, item, shapes) if shapes else {})
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: (
-                _like(leaf, leaves[_tree.leaf_path(path) or _ROOT])
+                _like(leaf, leaves[_tree.leaf_path(path) if path else _ROOT])
                 if np.size(leaf)
                 else jax.numpy.zeros(leaf.shape, leaf.dtype)
             ),
@@ -278,12 +301,23 @@ def _nested(tree: Any) -> dict[str, Any]:
     """Makes a tree of nested dicts with the names of the leaves, which other programs can read.
 
     Leaves without elements are left out: orbax refuses them, and their shape says all.
+
+    Raises:
+      CheckpointError: two leaves would have one name.
     """
     root: dict[str, Any] = {}
+    # Orbax joins the keys by dots, we by slashes.
+    named: dict[tuple[str, str], str] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not np.size(leaf):
             continue
-        *parents, last = [_tree.leaf_path((key,)) for key in path] or [_ROOT]
+        *parents, last = keys = [_tree.leaf_path((key,)) for key in path] or [_ROOT]
+        place = jax.tree_util.keystr(path)
+        for joined in ("/", "/".join(keys)), (".", ".".join(keys)):
+            if (other := named.setdefault(joined, place)) != place:
+                raise CheckpointError(
+                    f"the leaves {other} and {place} would both be called {joined[1]!r} on disk: rename one of them"
+                )
         node = root
         for name in parents:
             node = node.setdefault(name, {})

@@ -139,6 +139,10 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_one_and_back(tmp_path):
 
     uninterrupted = run(12, devices=1)
     first = run(7, strategy="fsdp", devices=8)
+    # Nothing that was split is put together on one device when a checkpoint is read.
+    back = first.checkpoint.last.restore()
+    assert bits(back) == bits(first.state)
+    assert jax.tree.map(lambda leaf: leaf.sharding, back) == jax.tree.map(lambda leaf: leaf.sharding, first.state)
     second = run(9, first.checkpoint.last, devices=1)
     third = run(12, second.checkpoint.last, strategy="jit", devices=4)
     jax.tree.map(

@@ -8,6 +8,8 @@ import warnings
 from contextlib import contextmanager
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import lightjax as lj
@@ -111,12 +113,48 @@ def test_a_failed_write_is_raised_at_the_next_look_not_at_the_next_save(tmp_path
     assert checkpointer.open(1).damage() is None
 
 
+@pytest.mark.parametrize(
+    ("leaves", "names"),
+    [
+        ({"a": {"b": 1.0}, "a/b": 2.0}, r"\['a'\]\['b'\] and \['a/b'\] would both be called 'a/b'"),
+        ({"a": {"b": 1.0}, "a.b": 2.0}, r"\['a'\]\['b'\] and \['a.b'\] would both be called 'a.b'"),
+    ],
+)
+def test_leaves_that_would_overwrite_each_other_are_refused(tmp_path, leaves, names):
+    checkpointer = lj.Checkpointer(tmp_path / "steps")
+    checkpointer.save(1, leaves, metrics={})
+    with pytest.raises(lj.CheckpointError, match=f"step_1 could not be written: the leaves {names} on disk: rename"):
+        checkpointer.close()
+
+
+def test_keys_with_slashes_and_without_letters_come_back(tmp_path):
+    leaves = {"mlp/~/linear_0": {"w.x": jnp.arange(3.0)}, "": jnp.ones(2), "..": jnp.zeros(1), "é": [jnp.ones(())]}
+    checkpointer = lj.Checkpointer(tmp_path / "steps")
+    saved = checkpointer.save(1, leaves, metrics={})
+    checkpointer.close()
+    assert bits(saved.restore()) == bits(leaves)
+    assert bits(lj.restore(tmp_path / "steps" / "step_1", leaves)) == bits(leaves)
+
+
+def test_what_changes_after_a_save_changes_nothing_on_disk(tmp_path):
+    add_one = jax.jit(lambda w: w + 1, donate_argnums=0)
+    on_device, on_host = jnp.arange(1e6), np.arange(1e6)
+    checkpointer = lj.Checkpointer(tmp_path / "steps")
+    saved = checkpointer.save(1, {"device": on_device, "host": on_host}, metrics={})
+    for _ in range(10):
+        on_device = add_one(on_device)
+        on_host += 1
+    checkpointer.close()
+    assert bits(saved.restore()) == bits({"device": jnp.arange(1e6), "host": np.arange(1e6)})
+
+
 def test_a_directory_taken_away_under_a_write_is_noticed(tmp_path, monkeypatch):
     checkpointer = lj.Checkpointer(tmp_path / "steps")
     written = checkpointing.Storage.wait
 
     def take_away_and_wait(self):
-        self._checkpointer.wait_until_finished()
+        if self._writing is not None:
+            self._writing.result()
         shutil.rmtree(tmp_path / "steps", ignore_errors=True)
         written(self)
 

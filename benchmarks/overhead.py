@@ -138,6 +138,12 @@ def goals(model_name: str, rows: dict[str, Row]) -> list[str]:
     ]
     if model_name == "mlp":
         wanted.append(("defaults / Lightning's", "lightjax", "lightning", 0.1))
+    wanted += [
+        ("everything on / hand-written", "lightjax-everything", BASELINE, limit),
+        ('profiler="simple" / nothing is timed', "lightjax-simple", "lightjax-unprofiled", 1.01),
+        ("a logger that hangs / defaults", "lightjax-hung", "lightjax", 1.01),
+        ("a logger that fails / defaults", "lightjax-failing", "lightjax", 1.01),
+    ]
     found = []
     for title, one, other, most in wanted:
         if one in time and other in time:
@@ -156,13 +162,14 @@ def say(text: str) -> None:
 
 
 def main() -> None:
+    usual = [name for name, one in CONTESTANTS.items() if one.by_default]
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         epilog=f"contestants: {', '.join(CONTESTANTS)}; models: {', '.join(MODELS)}",
     )
     parser.add_argument("--rounds", type=int, default=5, help="timed windows of each contestant (default: %(default)s)")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL")
-    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), metavar="NAME")
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=usual, metavar="NAME")
     parser.add_argument("--steps-scale", type=float, default=1.0, help="multiplies the steps of an epoch")
     parser.add_argument("--epochs", type=int, help="epochs of a window (default: of the model)")
     parser.add_argument("--steps-per-call", metavar="K", help="of lightjax: a number or auto (default: lightjax's own)")

@@ -113,8 +113,7 @@ class Evaluation:
                 if self.stop():
                     break
                 call(self._before_batch, f"on_{HOOKS[self.stage]}_batch_start", run)
-                with jax.transfer_guard("disallow"):
-                    totals = engine.evaluate(run.state, totals, stretch, stage)
+                totals = engine.evaluate(run.state, totals, stretch, stage)
                 run.eval_batch += stretch.count
                 call(self._after_batch, f"on_{HOOKS[self.stage]}_batch_end", run)
                 bound(in_flight, totals, engine.calls_in_flight)

@@ -16,8 +16,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-
 from lightjax.cadence import Cadence
 from lightjax.callbacks.callback import Callback, call, looking
 from lightjax.data.feed import stretches
@@ -25,7 +23,6 @@ from lightjax.data.prefetch import read_ahead
 from lightjax.data.stage import FitData
 from lightjax.data.stretch import Cursor, Stretch
 from lightjax.engine.engine import Engine
-from lightjax.engine.in_flight import bound
 from lightjax.evaluation import Evaluation, trace
 from lightjax.gauges import Gauges
 from lightjax.interrupt import Interrupt
@@ -72,6 +69,8 @@ class Loop:
         self.progress = progress
         self.interrupt = interrupt
         self.validated_s = 0.0
+        self._at_batch_start = [one for one in callbacks if one.overrides("on_train_batch_start")]
+        self._at_batch_end = [one for one in callbacks if one.overrides("on_train_batch_end")]
         self._at_call_end = [one for one in callbacks if one.overrides("on_call_end")]
         self._prepare()
         self.gauges = Gauges(batch_size(run.batch_spec))
@@ -204,14 +203,14 @@ class Loop:
     def _train(self, stretch: Stretch) -> None:
         """Runs a stretch, promises its reports, and lets whoever looks at this step look."""
         run, schedule, profiler = self.run, self.schedule, self.run.profiler
-        call(self._at_batch_start(), "on_train_batch_start", run)
+        call(looking(self._at_batch_start, run.step), "on_train_batch_start", run)
         if not self.engine.is_ready("train", stretch):
             with self.progress.excluded(), self.gauges.clock.excluded(), profiler.profile("compilation"):
                 self.engine.program("train", stretch)
         if self.announces:
             self.announces = False
             run.print(preflight(run, self.engine, self.data, schedule, self.pace, stretch))
-        with profiler.call(run.step, stretch.count, self.rows), jax.transfer_guard("disallow"):
+        with profiler.call(run.step, stretch.count, self.rows):
             state, run.totals, self.rows = self.engine.train(run.state, run.totals, stretch)
         if not self.graph_logged:  # while the device runs the first call
             self._log_graph(stretch)
@@ -222,12 +221,14 @@ class Loop:
             # The state of a task with an engine of its own may be dear to look into.
             seen = None if self.engine.own_names else run.state
             run.history.promise(run.step, self.gauges.beside(windows, run.step, group, seen, self.engine.gauges))
-        with profiler.profile("device"):
-            bound(self.in_flight, (self.rows, stretch.count - 1), self.engine.calls_in_flight)
+        self.in_flight.append((self.rows, stretch.count - 1))
+        if len(self.in_flight) > self.engine.calls_in_flight:
+            with profiler.profile("device"):
+                self.engine.wait(self.in_flight.popleft()[0])
         if self.progress.due():
             with profiler.profile("display"):
                 self.progress.update(run.step, run.batch, shown(run.history.latest) | self._glance())
-        call(looking(self.callbacks, run.step), "on_train_batch_end", run)
+        call(looking(self._at_batch_end, run.step), "on_train_batch_end", run)
         self._validate_within_epoch()
         call(self._at_call_end, "on_call_end", run)
         run.write_checkpoints()
@@ -266,9 +267,6 @@ class Loop:
         self.evaluation.run(run, None if batches == -1 else batches, reports=False)
         call(self.callbacks, "on_sanity_check_end", run)
         run.sanity_checking = False
-
-    def _at_batch_start(self) -> list[Callback]:
-        return [one for one in looking(self.callbacks, self.run.step) if one.overrides("on_train_batch_start")]
 
     def _validate_within_epoch(self) -> None:
         """Evaluates where `val_check_interval` asks for it, unless that was done."""

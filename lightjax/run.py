@@ -339,7 +339,7 @@ class Run:
 
     def write_checkpoints(self) -> None:
         """Begins to write checkpoints that wait for their turn, if that has come."""
-        if self._checkpointer is not None:
+        if self._checkpointer is not None and self._checkpointer.busy:
             with self.profiler.profile("checkpoint"):
                 self._checkpointer.write_due()
 

@@ -26,12 +26,14 @@ class Contestant:
       module: the module in this package.
       options: what the module's `train` reads.
       needs: packages that have to be installed.
+      by_default: whether it takes part where nobody is named.
     """
 
     title: str
     module: str
     options: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ("jax", "optax")
+    by_default: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,36 @@ CONTESTANTS = {
     ),
     "lightjax-10": Contestant(
         "lightjax, defaults, 10 scalars a step", "lightjax_trainer", {"features": True, "scalars": 10}
+    ),
+    "lightjax-simple": Contestant(
+        'lightjax, defaults, profiler="simple"',
+        "lightjax_trainer",
+        {"features": True, "profiler": "simple"},
+        by_default=False,
+    ),
+    "lightjax-unprofiled": Contestant(
+        "lightjax, defaults, nothing is timed",
+        "lightjax_trainer",
+        {"features": True, "profiler": "none"},
+        by_default=False,
+    ),
+    "lightjax-everything": Contestant(
+        "lightjax, everything on",
+        "lightjax_trainer",
+        {"features": True, "profiler": "simple", "loggers": ["tensorboard", "csv", "jsonl"]},
+        by_default=False,
+    ),
+    "lightjax-hung": Contestant(
+        "lightjax, defaults, and a logger that hangs",
+        "lightjax_trainer",
+        {"features": True, "loggers": ["csv", "tensorboard", "hung"]},
+        by_default=False,
+    ),
+    "lightjax-failing": Contestant(
+        "lightjax, defaults, and a logger that fails",
+        "lightjax_trainer",
+        {"features": True, "loggers": ["csv", "tensorboard", "failing"]},
+        by_default=False,
     ),
     "lightning-off": Contestant(
         "Lightning, everything off", "lightning_trainer", {"features": False, "scalars": 0}, _LIGHTNING

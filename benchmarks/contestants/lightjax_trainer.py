@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -11,6 +14,7 @@ from gate import Gate
 from models import LEARNING_RATE, Model, cross_entropy
 
 import lightjax as lj
+from lightjax.profiler import Profiler
 from contestants import NotAvailable, Setup
 from contestants.handwritten import val_loss
 
@@ -45,6 +49,54 @@ class AtGate(lj.Callback):
         self.gate.epoch_starts(lambda: jax.block_until_ready(run.state))
 
 
+class Unprofiled(Profiler):
+    """Times nothing; every other training times its actions, whether they are printed or not."""
+
+    def profile(self, action: str) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def each(self, action: str, items: Iterable[Any]) -> Iterator[Any]:
+        return iter(items)
+
+    def call(self, step: int, count: int, before: Any) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+
+class Hung:
+    """A logger that answers to nothing until the training is over."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+
+    def log_metrics(self, step: int, metrics: Any) -> None:
+        self.over.wait()
+
+    def log_hyperparams(self, params: Any) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
+class Failing(Hung):
+    """A logger that raises."""
+
+    def log_metrics(self, step: int, metrics: Any) -> None:
+        raise ConnectionError("the server is gone")
+
+
+class LetGo(lj.Callback):
+    """Lets the hung logger go when training is over."""
+
+    every_n_steps = None
+
+    def __init__(self, logger: Hung) -> None:
+        self.logger = logger
+
+    def on_fit_end(self, run: lj.Run) -> None:
+        self.logger.over.set()
+
+
 def train(setup: Setup, gate: Gate) -> float:
     """Trains; returns the last loss."""
     model, options = setup.model, setup.options
@@ -57,6 +109,12 @@ def train(setup: Setup, gate: Gate) -> float:
     else:
         arguments |= {"logger": False, "enable_checkpointing": False}
         arguments |= {"enable_progress_bar": False, "enable_model_summary": False}
+    if "profiler" in options:
+        arguments["profiler"] = Unprofiled() if options["profiler"] == "none" else options["profiler"]
+    if "loggers" in options:
+        ill = {"hung": Hung(), "failing": Failing()}
+        arguments["logger"] = [ill.get(name, name) for name in options["loggers"]]
+        callbacks.append(LetGo(ill["hung"]))
     loading: dict[str, Any] = {}
     if options.get("on_device"):
         if "on_device" not in inspect.signature(lj.ArrayLoader).parameters:

@@ -295,6 +295,9 @@ class TorchEngine:
         """Says whether the values of a step can be read without waiting."""
         return self.device.type == "cpu"
 
+    def wait(self, rows: StepValues) -> None:
+        """Waits for nothing: torch itself bounds how far the host runs ahead."""
+
     def compute(self, stage: str, vectors: Any, level: str | None = None) -> dict[str, Any]:
         """Reads logged values; waits for the device."""
         if isinstance(vectors, StepValues):
@@ -309,7 +312,9 @@ class TorchEngine:
     def close(self) -> None:
         """Lets the module go."""
         self.stage = None
-        self.replica = None
+        if self.replica is not None:
+            self.replica.close()
+            self.replica = None
         detached(self.module)
 
     # What its parts use.

@@ -41,7 +41,7 @@ _INSTEAD = {
     "ThroughputMonitor": "lj.ThroughputMonitor(every_n_steps, tokens=)",
     "SpikeDetection": "lj.SpikeDetection(monitor, window=, warmup=, atol=, rtol=)",
     "BasePredictionWriter": "lj.PredictionWriter(directory, interval=), whose write() may be overridden",
-    "ModelPruning": "torch.nn.utils.prune in the module's hooks",
+    "ModelPruning": "lj.Pruning(amount, parameters=, scope=, every_n_epochs=)",
     "BatchSizeFinder": "lj.tune.batch_size",
     "LearningRateFinder": "lj.tune.learning_rate",
 }

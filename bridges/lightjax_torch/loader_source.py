@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence, Sized
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
@@ -27,8 +26,7 @@ from lightjax_torch.samplers import with_sampler
 BATCHES_BETWEEN_MARKS = 16
 
 
-@dataclass(frozen=True)
-class Batches:
+class Batches(NamedTuple):
     """The batches of one optimizer step.
 
     Attributes:
@@ -41,7 +39,6 @@ class Batches:
     first: int
     last: bool
     capacity: int = 1
-    signature: None = None
 
 
 class LoaderSource:

@@ -37,17 +37,20 @@ class ModuleCalls:
         self._overridden: dict[str, bool] = {}
         self._steps: dict[str, Callable[..., Any]] = {}
         self._accepted: dict[str, int] = {}
+        self._transfers: list[tuple[Callable[..., Any], tuple[Any, ...]]] | None = None
 
     def forget(self) -> None:
         """Looks anew at what the module defines."""
         self._overridden.clear()
         self._steps.clear()
+        self._transfers = None
 
     def call(self, hook: str, *arguments: Any, default: Callable[[], Any] | None = None) -> Any:
         """Calls a hook of the callbacks, then that of the module if it has one of its own, else the default."""
         if self.callbacks:
             self.call_callbacks(hook, *arguments)
-        if not self.has(hook):
+        found = self._overridden.get(hook)
+        if not (self.has(hook) if found is None else found):
             return default() if default is not None else None
         return self._called(hook, getattr(self.module, hook), *arguments)
 
@@ -87,16 +90,27 @@ class ModuleCalls:
 
     def moved(self, batch: Any, loader: int = 0) -> Any:
         """Returns a batch on the device, as its hooks of the data module or the module move it."""
+        if self._transfers is None:
+            self._transfers = self._find_transfers()
         batch = self._engine.numerics.convert_batch(batch)
+        for transfer, more in self._transfers:
+            batch = transfer(batch, *more, loader)
+        return batch
+
+    def _find_transfers(self) -> list[tuple[Callable[..., Any], tuple[Any, ...]]]:
+        datamodule, found = self._engine.datamodule, []
         for hook in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"):
-            datamodule = self._engine.datamodule
+            more = (self._engine.device,) if hook == "transfer_batch_to_device" else ()
             owner = datamodule if overridden_in(datamodule, hook) else self.module if self.has(hook) else None
             if owner is not None:
-                more = (self._engine.device,) if hook == "transfer_batch_to_device" else ()
-                batch = getattr(owner, hook)(batch, *more, loader)
-            elif hook == "transfer_batch_to_device":
-                batch = to_device(batch, self._engine.device)
-        return batch
+                found.append((getattr(owner, hook), more))
+            elif more:
+                found.append((_moved, more))
+        return found
+
+
+def _moved(batch: Any, device: torch.device, loader: int) -> Any:
+    return to_device(batch, device)
 
 
 def is_automatic(module: Any) -> bool:

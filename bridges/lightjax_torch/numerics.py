@@ -99,7 +99,9 @@ def to_device(batch: Any, device: torch.device) -> Any:
         return batch
     if not isinstance(batch, torch.Tensor | dict | list | tuple) and hasattr(batch, "to"):
         return batch.to(device)
-    return map_tensors(lambda one: one.to(device, non_blocking=device.type != "cpu"), batch)
+    if device.type == "cpu":
+        return map_tensors(torch.Tensor.cpu, batch)
+    return map_tensors(lambda one: one.to(device, non_blocking=True), batch)
 
 
 def clip(parameters: list[torch.Tensor], value: float, algorithm: str) -> None:

@@ -63,12 +63,7 @@ class Preparation:
         self._engine.average.begin()
         self._engine.log.newest.clear()
         self._configure_optimizers_later(train_data, limits, overfit_batches, accumulation)
-        if not self._engine.processes.alone:
-            self._engine.replica = Replica(
-                self._module,
-                lambda *arguments: self._engine.calls.run_step("training_step", *arguments),
-                find_unused_parameters=self._engine.task.find_unused_parameters,
-            )
+        self.replicate()
         self._engine.calls.call("on_fit_start")
         self._module.zero_grad()
 
@@ -133,6 +128,18 @@ class Preparation:
             )
         self._engine.log.loaders = list(found)
         return found
+
+    def replicate(self) -> None:
+        """Averages gradients with those of the other processes, if there are any: of the parameters trained now."""
+        if self._engine.processes.alone:
+            return
+        if self._engine.replica is not None:
+            self._engine.replica.close()
+        self._engine.replica = Replica(
+            self._module,
+            lambda *arguments: self._engine.calls.run_step("training_step", *arguments),
+            find_unused_parameters=self._engine.task.find_unused_parameters,
+        )
 
     def estimated_steps(self) -> int | float:
         """Returns the optimizer steps of the whole training; what is not known is infinite."""

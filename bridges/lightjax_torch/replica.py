@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -35,6 +36,11 @@ class Replica:
             return self._parallel(*arguments)
         finally:
             self._parallel.require_backward_grad_sync = before
+
+    def close(self) -> None:
+        """Lets the module go: its gradients are averaged by nobody until another replica is made of it."""
+        del self._stepped.__dict__["parallel"], self._parallel
+        gc.collect()  # the hooks at its gradients go with the reducer
 
     def unsynchronized(self) -> AbstractContextManager[Any]:
         """While entered, gradients are gathered and not averaged: more batches make the same step."""

@@ -14,16 +14,13 @@ from lightjax.callbacks import Callback
 from lightjax.callbacks.callback import Stage
 from lightjax.data.position import decode, encode
 from lightjax.errors import ConfigurationError
+from lightjax_torch.finetuning import Freezing
 from lightjax_torch.module_calls import is_automatic
+from lightjax_torch.pruning import Masking
 
 if TYPE_CHECKING:
     from lightjax.run import Run
     from lightjax_torch.engine import TorchEngine
-
-_INSTEAD = {
-    "Finetuning": "set requires_grad in the module's hooks",
-    "Pruning": "prune in the module's hooks with torch.nn.utils.prune",
-}
 
 
 def stand_in(engine: TorchEngine, callback: Callback) -> Callback:
@@ -45,10 +42,13 @@ def stand_in(engine: TorchEngine, callback: Callback) -> Callback:
         return StepAveraging(engine, callback)
     if isinstance(callback, lightjax.StochasticWeightAveraging):
         return EpochAveraging(engine, callback)
-    instead = next((_INSTEAD[kind.__name__] for kind in type(callback).__mro__ if kind.__name__ in _INSTEAD), None)
+    if isinstance(callback, lightjax.Finetuning):
+        return Freezing(engine, callback)
+    if isinstance(callback, lightjax.Pruning):
+        return Masking(engine, callback)
     raise ConfigurationError(
-        f"{name} keeps what it needs in the state of a JAX task, which a torch module does not have; leave it out, or "
-        f"{instead or 'do the same in hooks of the module'}."
+        f"{name} keeps what it needs in the state of a JAX task, which a torch module does not have; leave it out, or do "
+        "the same in hooks of the module."
     )
 
 

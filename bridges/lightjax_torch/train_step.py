@@ -197,7 +197,7 @@ class TrainStep:
         Raises:
           MetricError: a metric that a scheduler looks at was not logged.
         """
-        if not is_automatic(self._module) or self._engine.schedulers_rest:
+        if not self._engine.schedulers or self._engine.schedulers_rest or not is_automatic(self._module):
             return
         for one in self._engine.schedulers:
             due = one.interval == interval and (index + 1) % one.frequency == 0

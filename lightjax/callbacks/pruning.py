@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -66,22 +66,42 @@ class Pruning(Callback):
     def setup(self, run: Run, stage: Stage) -> None:
         """Checks that there is something to prune."""
         if stage == "fit" and not any(
-            self._is_pruned(path, leaf)
+            self.is_pruned(path, leaf.shape)
             for path, leaf in _tree.named_leaves(nodes_of(run.state, Masked)[0].masks).items()
         ):
             raise ConfigurationError(f"Pruning finds nothing to prune with parameters={self.parameters}.")
 
     def on_train_epoch_end(self, run: Run) -> None:
         """Prunes, and reports the share of zeros as `sparsity`."""
-        if (run.epoch + 1) % self.every_n_epochs or not run.epoch_ended:
-            return
-        amount = self.amount(run.epoch) if callable(self.amount) else self.amount
+        if self.is_due(run.epoch, run.epoch_ended):
+            run.state, sparsity = self._prune(run.state, jnp.float32(self.amount_at(run.epoch)))
+            run.log({"sparsity": sparsity})
+
+    def is_due(self, epoch: int, ended: bool) -> bool:
+        """Says whether an epoch is pruned at its end.
+
+        Args:
+          epoch: its number, from 0.
+          ended: whether it is complete.
+        """
+        return ended and (epoch + 1) % self.every_n_epochs == 0
+
+    def amount_at(self, epoch: int) -> float:
+        """Returns the share of zeros at the end of an epoch.
+
+        Raises:
+          ConfigurationError: it is out of range.
+        """
+        amount = self.amount(epoch) if callable(self.amount) else self.amount
         if not 0.0 <= amount < 1.0:
-            raise ConfigurationError(
-                f"Pruning's amount({run.epoch}) is {amount}; return a share from 0.0 on, below 1.0."
-            )
-        run.state, sparsity = self._prune(run.state, jnp.float32(amount))
-        run.log({"sparsity": sparsity})
+            raise ConfigurationError(f"Pruning's amount({epoch}) is {amount}; return a share from 0.0 on, below 1.0.")
+        return amount
+
+    def is_pruned(self, path: str, shape: Sequence[int]) -> bool:
+        """Says whether a parameter is pruned."""
+        if self.parameters is None:
+            return sum(size > 1 for size in shape) >= 2
+        return any(re.search(pattern, path) for pattern in self.parameters)
 
     def _pruned(self, state: Any, amount: jax.Array) -> tuple[Any, jax.Array]:
         found: list[jax.Array] = []
@@ -94,7 +114,7 @@ class Pruning(Callback):
                 self._masks(train_state.params, amount),
                 is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
             )
-            found.extend(mask for path, mask in _tree.named_leaves(masks).items() if self._is_pruned(path, mask))
+            found.extend(mask for path, mask in _tree.named_leaves(masks).items() if self.is_pruned(path, mask.shape))
             params = jax.tree.map(
                 lambda param, mask: param if isinstance(mask, optax.MaskedNode) else jnp.where(mask, param, 0),
                 train_state.params,
@@ -108,7 +128,7 @@ class Pruning(Callback):
         return state, zeros / sum(mask.size for mask in found)
 
     def _masks(self, params: Any, amount: jax.Array) -> Any:
-        leaves = {path: leaf for path, leaf in _tree.named_leaves(params).items() if self._is_pruned(path, leaf)}
+        leaves = {path: leaf for path, leaf in _tree.named_leaves(params).items() if self.is_pruned(path, leaf.shape)}
         together = jnp.concatenate([jnp.abs(leaf).ravel() for leaf in leaves.values()])
 
         def mask(path: Any, leaf: jax.Array) -> jax.Array:
@@ -120,8 +140,3 @@ class Pruning(Callback):
             return (jnp.abs(leaf) > threshold) | (smallest == 0)
 
         return jax.tree_util.tree_map_with_path(mask, params)
-
-    def _is_pruned(self, path: str, leaf: Any) -> bool:
-        if self.parameters is None:
-            return sum(size > 1 for size in leaf.shape) >= 2
-        return any(re.search(pattern, path) for pattern in self.parameters)

@@ -147,6 +147,11 @@ class Checkpointer:
             return None
         return Checkpoint.open(path)
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is being written or waits for its turn."""
+        return self._writing is not None or bool(self._held)
+
     def write_due(self) -> None:
         """Begins to write what waits for its turn, if that has come; otherwise costs a microsecond.
 

@@ -247,6 +247,10 @@ class Engine(Protocol):
         """Says whether the call that returned these metrics is finished; does not wait."""
         ...
 
+    def wait(self, rows: Any) -> None:
+        """Waits until the call that returned these metrics is finished."""
+        ...
+
     def compute(self, stage: str, vectors: Any, level: Level | None = None) -> dict[str, Any]:
         """Computes packed metrics of a stage that are on the host; of a level, those that belong to it."""
         ...

@@ -206,12 +206,13 @@ class JitEngine(PureEngine):
           The state after the stretch, the totals, and the window's metrics after each step, [capacity, length].
         """
         program = self.program("train", stretch)
-        if self.loops("train"):
-            return program(state, totals, stretch.steps, stretch.control)
-        rows, control = self._zeros("train", stretch.steps.capacity), stretch.control
-        for _ in range(stretch.count):
-            state, totals, rows, control = program(state, totals, rows, stretch.steps, control)
-        return state, totals, rows
+        with jax.transfer_guard("disallow"):
+            if self.loops("train"):
+                return program(state, totals, stretch.steps, stretch.control)
+            rows, control = self._zeros("train", stretch.steps.capacity), stretch.control
+            for _ in range(stretch.count):
+                state, totals, rows, control = program(state, totals, rows, stretch.steps, control)
+            return state, totals, rows
 
     def evaluate(self, state: Any, totals: Vectors, stretch: Stretch, stage: str = "eval") -> Vectors:
         """Merges the metrics of a stretch of eval steps into `totals`; does not wait for it.
@@ -223,12 +224,13 @@ class JitEngine(PureEngine):
           stage: which eval step.
         """
         program = self.program(stage, stretch)
-        if self.loops(stage):
-            return program(state, totals, stretch.steps, stretch.control)
-        control = stretch.control
-        for _ in range(stretch.count):
-            totals, control = program(state, totals, stretch.steps, control)
-        return totals
+        with jax.transfer_guard("disallow"):
+            if self.loops(stage):
+                return program(state, totals, stretch.steps, stretch.control)
+            control = stretch.control
+            for _ in range(stretch.count):
+                totals, control = program(state, totals, stretch.steps, control)
+            return totals
 
     def eval_capacity(self, data: Source, stage: str = "eval") -> int:
         """Returns how many batches of this data a stretch of an evaluation has."""

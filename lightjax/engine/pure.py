@@ -137,3 +137,7 @@ class PureEngine:
     def finished(self, rows: Any) -> bool:
         """Says whether a call is finished."""
         return all(vectors.is_ready() for vectors in rows.values())
+
+    def wait(self, rows: Any) -> None:
+        """Waits until a call is finished."""
+        jax.block_until_ready(rows)

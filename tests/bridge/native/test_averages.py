@@ -201,8 +201,6 @@ def test_what_cannot_be_averaged_says_so(tmp_path):
     trainer = lj.Trainer(callbacks=[lj.StochasticWeightAveraging(0.1)], **arguments)
     with pytest.raises(ConfigurationError, match="leads the learning rate, and Model leads it itself"):
         trainer.fit(from_torch(Model(manual=True), device="cpu"), BATCHES)
-    with pytest.raises(ConfigurationError, match=r"Pruning keeps .* prune in the module's hooks with torch.nn.utils"):
-        lj.Trainer(callbacks=[lj.Pruning(0.5)], **arguments).fit(from_torch(Model()), BATCHES)
     with pytest.raises(ConfigurationError, match="averaged was called on a state without an average"):
         lj.averaged(fit(tmp_path)[2].state)
     with pytest.raises(CheckpointError, match="has no average of the weights and the trainer's callbacks ask for one"):

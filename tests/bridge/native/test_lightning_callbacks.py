@@ -200,7 +200,7 @@ def test_those_without_an_exact_counterpart_are_refused_with_what_to_write():
             lightning.callbacks.EMAWeightAveraging(),
             r"own trainer; give lj.EMA\(decay, update_every_n_steps=",
         ),
-        (lightning.callbacks.ModelPruning("l1_unstructured"), "give torch.nn.utils.prune in the module's hooks"),
+        (lightning.callbacks.ModelPruning("l1_unstructured"), r"give lj.Pruning\(amount, parameters="),
         (3, "got int of builtins, which is no callback; give a subclass of lj.Callback"),
     ):
         with pytest.raises(ConfigurationError, match=text):

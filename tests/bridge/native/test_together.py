@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -46,6 +47,12 @@ def test_a_resumed_run_ends_bit_for_bit_as_the_uninterrupted_one(found):
     for process in found[0]:
         whole, resumed = process["resumed"]
         assert whole == resumed
+
+
+def test_gradients_of_a_thawed_layer_are_averaged(found):
+    first, second = (process["thawed"] for process in found[0])
+    assert first[0] == second[0]
+    np.testing.assert_allclose(first[0], first[1], rtol=1e-5, atol=1e-7)
 
 
 def test_every_example_is_predicted_once(found):

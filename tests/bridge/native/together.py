@@ -15,6 +15,7 @@ warnings.simplefilter("ignore")
 import torch  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
+import lightjax  # noqa: E402
 import lightjax_torch  # noqa: E402
 from lightjax.errors import ConfigurationError  # noqa: E402
 from tests.bridge.native.reference import QUIET, lightning, train  # noqa: E402
@@ -103,6 +104,33 @@ def resumed(directory: Path) -> list[Any]:
     return found[::2]
 
 
+class Frozen(Classifier):
+    """Computes the same on a batch as on its halves, but for rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.layers = torch.nn.Sequential(torch.nn.Linear(12, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2))
+
+
+def thawed() -> list[Any]:
+    """Trains a layer from the second epoch on: on half of each batch here, and by hand on whole ones."""
+    generator = torch.Generator().manual_seed(3)
+    batches = [(x := torch.randn(8, 12, generator=generator), (x[:, :3].sum(1) > 0).long()) for _ in range(3)]
+    module, alone = Frozen(), Frozen()
+    callbacks = [lightjax.Finetuning({r"layers\.0": 1})]
+    trainer = lightjax_torch.Trainer(max_epochs=2, callbacks=callbacks, use_distributed_sampler=False, **QUIET)
+    trainer.fit(module, [(x[RANK::2], y[RANK::2]) for x, y in batches])
+    optimizer: Any = alone.configure_optimizers()
+    for epoch in range(2):
+        alone.layers[0].requires_grad_(epoch == 1)
+        for x, y in batches:
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(alone.layers(x), y).backward()
+            optimizer.step()
+    return [weights(module), weights(alone)]
+
+
 def refused() -> str:
     data = [(torch.zeros(2, 12), torch.zeros(2).long())]
     try:
@@ -121,6 +149,7 @@ def main() -> None:
         "automatic": as_lightning(Classifier, accumulate_grad_batches=2),
         "manual": as_lightning(Gan, strategy="ddp_find_unused_parameters_true"),
         "resumed": resumed(directory),
+        "thawed": thawed(),
         "predicted": predicted,
         "refused": refused(),
     }

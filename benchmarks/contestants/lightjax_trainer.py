@@ -14,9 +14,9 @@ from gate import Gate
 from models import LEARNING_RATE, Model, cross_entropy
 
 import lightjax as lj
-from lightjax.profiler import Profiler
 from contestants import NotAvailable, Setup
 from contestants.handwritten import val_loss
+from lightjax.profiler import Profiler
 
 
 def make_task(model: Model, scalars: int = 1) -> lj.Task:

@@ -47,8 +47,8 @@ def stand_in(engine: TorchEngine, callback: Callback) -> Callback:
     if isinstance(callback, lightjax.Pruning):
         return Masking(engine, callback)
     raise ConfigurationError(
-        f"{name} keeps what it needs in the state of a JAX task, which a torch module does not have; leave it out, or do "
-        "the same in hooks of the module."
+        f"{name} keeps what it needs in the state of a JAX task, which a torch module does not have; leave it out, or "
+        "do the same in hooks of the module."
     )
 
 

@@ -48,6 +48,7 @@ class ModuleHooks(Callback):
     def setup(self, run: Run, stage: str) -> None:
         """Tells the engine of the run."""
         self._engine.run = run
+        self._engine.view.begin()
 
     def teardown(self, run: Run, stage: str) -> None:
         """Calls the module's hook."""

@@ -17,12 +17,12 @@ from lightjax_torch.arrays import to_jax
 from lightjax_torch.errors import WAY_OUT, CaptureError
 from lightjax_torch.hook_attributes import AttributesOfSteps
 from lightjax_torch.hooks import overridden
+from lightjax_torch.logger_view import LoggerView
 from lightjax_torch.metric_objects import as_numbers, is_metric_object
 from lightjax_torch.module_state import names_in_code, python_values
 from lightjax_torch.schedule import metric_of
 from lightjax_torch.step_view import attached_to
 from lightjax_torch.trainer_values import TrainerValues
-from lightjax_torch.trainer_view import LoggerView
 
 if TYPE_CHECKING:
     from lightjax.run import Run
@@ -364,7 +364,8 @@ class HostView:
     def loggers(self) -> list[Any]:
         """The loggers."""
         view: Any = self
-        return [LoggerView(one, view) for one in self._run.trainer.loggers]
+        loggers = enumerate(self._run.trainer.loggers)
+        return [LoggerView(one, number, view, lambda: self._run, []) for number, one in loggers]
 
     @property
     def logger(self) -> Any:

@@ -163,6 +163,7 @@ class Preparation:
 
     def _attach(self) -> None:
         engine = self._engine
+        engine.run = None
         log, log_dict = engine.task.plain(engine.log.log), engine.task.plain(engine.log.log_dict)
         attached(engine.module, engine.view, log, log_dict)
         engine.calls.forget()

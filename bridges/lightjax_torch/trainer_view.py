@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from lightjax_torch.logger_view import LoggerView
 
 if TYPE_CHECKING:
     from lightjax_torch.engine import TorchEngine
@@ -31,6 +33,7 @@ class TrainerView:
 
     def __init__(self, engine: TorchEngine) -> None:
         self._engine = engine
+        self._waiting: list[Callable[[], None]] = []
         processes = engine.processes
         self.world_size, self.num_devices = processes.count, processes.local_count
         self.num_nodes = max(1, processes.count // processes.local_count)
@@ -93,7 +96,16 @@ class TrainerView:
     @property
     def loggers(self) -> list[Any]:
         """The loggers."""
-        return [LoggerView(one, self) for one in self._engine.trainer.loggers]
+        return [
+            LoggerView(one, number, self, lambda: self._engine.run, self._waiting)
+            for number, one in enumerate(self._engine.trainer.loggers)
+        ]
+
+    def begin(self) -> None:
+        """Logs what was logged before there was a run."""
+        waiting, self._waiting = self._waiting, []
+        for tell in waiting:
+            tell()
 
     @property
     def should_stop(self) -> bool:
@@ -213,42 +225,3 @@ class TrainerView:
         raise AttributeError(
             f"self.trainer.{name} was read, which lightjax's trainer does not have; it has: {', '.join(known)}."
         )
-
-
-class LoggerView:
-    """A logger as a module sees it.
-
-    Attributes:
-      experiment: the client itself: the tensorboardX writer of a `TensorBoardLogger`, the run of `wandb`.
-    """
-
-    def __init__(self, logger: Any, view: TrainerView) -> None:
-        self._logger = logger
-        self._view = view
-
-    @property
-    def experiment(self) -> Any:
-        """The client the logger writes with."""
-        for name in ("writer", "run", "experiment"):
-            if hasattr(self._logger, name):
-                return getattr(self._logger, name)
-        return self._logger
-
-    @property
-    def log_dir(self) -> str | None:
-        """The directory of the run."""
-        return self._view.log_dir
-
-    save_dir = log_dir
-
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Logs numbers at once; reading them waits for the device."""
-        step = self._view.global_step if step is None else step
-        self._logger.log_metrics(step, {name: float(value) for name, value in metrics.items()})
-
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Logs hyperparameters."""
-        self._logger.log_hyperparams(dict(params) if isinstance(params, Mapping) else vars(params))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._logger, name)

@@ -93,7 +93,7 @@ class Background:
         if self._thread is None:
             return
         deadline_s = time.monotonic() + self.finish_s
-        done = self._put("finish", wait_s=self.finish_s) and self._drained(deadline_s - time.monotonic())
+        done = self._put("finish", wait_s=self.finish_s) and self.drained(deadline_s - time.monotonic())
         left = self._queue.unfinished_tasks
         # A thread that hangs ends once its logger has answered and the queue is empty.
         self._ending = True
@@ -111,7 +111,8 @@ class Background:
             name = type(self.logger).__name__
             warnings.warn(f"{name} lost some of what was logged: {'; '.join(filter(None, lost))}.", stacklevel=2)
 
-    def _drained(self, timeout_s: float) -> bool:
+    def drained(self, timeout_s: float) -> bool:
+        """Waits until the logger has taken everything; says whether it did in time."""
         with self._queue.all_tasks_done:
             return self._queue.all_tasks_done.wait_for(lambda: not self._queue.unfinished_tasks, max(0.0, timeout_s))
 

@@ -39,7 +39,7 @@ def make_loggers(wanted: bool | str | Logger | Sequence[str | Logger] | None) ->
       The loggers; what is no logger and no known name stays as it is, for `logger_conflict` to speak of.
     """
     if wanted is True:
-        return [CSVLogger(), TensorBoardLogger()]
+        return [TensorBoardLogger(), CSVLogger()]
     if wanted is None or wanted is False:
         return []
     several = list(wanted) if isinstance(wanted, list | tuple) else [wanted]

@@ -174,7 +174,8 @@ class Loop:
         if not self.pace.measuring and self.run.stopped_by is None:
             feed = self._stretches(cursor)
             with read_ahead(feed, self.engine.reads_ahead, self.interrupt.requested) as ahead:
-                for stretch in self.run.profiler.each("data", ahead):
+                # What nobody reads ahead is noted where it is read.
+                for stretch in self.run.profiler.each("data", ahead) if self.engine.reads_ahead else ahead:
                     self._train(stretch)
                     if self.run.stopped_by is not None:
                         break
@@ -192,6 +193,8 @@ class Loop:
         profiler = self.run.profiler
 
         def place(stretch: Stretch, taken: int) -> Stretch:
+            if not self.engine.reads_ahead:
+                return self.engine.place_stretch("train", stretch, step + taken, batch + taken * group)
             with profiler.profile("moving"):
                 return self.engine.place_stretch("train", stretch, step + taken, batch + taken * group)
 

@@ -155,11 +155,14 @@ class Run:
         It does not wait for numbers on the device: they are read one look late.
 
         Raises:
-          MetricError: a value is no number.
+          MetricError: a value is no number, or a name no text.
         """
         for name, value in metrics.items():
+            if not isinstance(name, str):
+                raise MetricError(f"run.log got the name {name!r}; a name is text: write {str(name)!r}.")
             value = value if isinstance(value, jax.Array) else np.asarray(value)
-            if value.ndim or (not jnp.issubdtype(value.dtype, jnp.number) and value.dtype != bool):
+            real = value.dtype == bool or any(jnp.issubdtype(value.dtype, one) for one in (jnp.floating, jnp.integer))
+            if value.ndim or not real:
                 raise MetricError(f"run.log got {name!r} = {value!r}, which is no number; log scalars, one by one.")
         # The next step may take the buffers of what is part of the state.
         kept = {name: jnp.copy(value) if isinstance(value, jax.Array) else value for name, value in metrics.items()}

@@ -214,6 +214,8 @@ def test_histograms_leave_out_what_is_not_finite():
     assert as_values("w", [1.0, np.nan, np.inf, 2.0]).tolist() == [1.0, 2.0]
     with pytest.raises(lj.MetricError, match="'w' has no finite value among 1"):
         as_values("w", [np.nan])
+    with pytest.raises(lj.MetricError, match="'w' is not made of numbers: could not convert"):
+        as_values("w", ["a"])
 
 
 def test_json_lines_are_read_back(tmp_path):
@@ -258,6 +260,35 @@ def test_unknown_names_are_refused_with_those_there_are():
         lj.ConfigurationError, match="'tensorbord', which is no logger's name: write one of 'csv', 'tensorb"
     ):
         quiet(max_steps=1, logger=["csv", "tensorbord"])
+
+
+def test_a_class_in_the_place_of_a_logger_is_refused():
+    with pytest.raises(lj.ConfigurationError, match=r"the class CSVLogger: give one of it, CSVLogger\(\)"):
+        quiet(max_steps=1, logger=lj.CSVLogger)
+
+
+@pytest.mark.parametrize("name", ["CSVLogger", "TensorBoardLogger", "JSONLinesLogger"])
+def test_a_directory_that_cannot_be_made_is_named_with_its_logger(name, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=f"{name} could not make its directory '.*file/logs' .*{name}\\(\\), for the dir"):
+        train(getattr(lj, name)(tmp_path / "file" / "logs"))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "text"),
+    [
+        ({3: 1.0}, "run.log got the name 3; a name is text: write '3'"),
+        ({"z": 1j}, "run.log got 'z' = .*which is no number"),
+        ({"t": "high"}, "run.log got 't' = .*which is no number"),
+    ],
+)
+def test_what_is_no_metric_is_named(metrics, text):
+    class Telling(lj.Callback):
+        def on_train_batch_end(self, run):
+            run.log(metrics)
+
+    with pytest.raises(lj.MetricError, match=text):
+        train(False, callbacks=Telling())
 
 
 def test_a_quick_local_logger_still_ends_the_run_with_its_error(tmp_path):

@@ -88,16 +88,19 @@ def map_tensors(function: Callable[[torch.Tensor], Any], batch: Any) -> Any:
         return found if type(batch) is dict else type(batch)(found)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(map_tensors(function, value) for value in batch))
-    if isinstance(batch, list | tuple):
+    if isinstance(batch, (list, tuple)):  # a union would be made anew each time
         return type(batch)(map_tensors(function, value) for value in batch)
     return batch
+
+
+_MAPPED = (torch.Tensor, dict, list, tuple)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
     """Moves the tensors of a batch to a device, without waiting for pinned ones."""
     if device.type == "cpu" and isinstance(batch, torch.Tensor) and batch.device.type == "cpu":
         return batch
-    if not isinstance(batch, torch.Tensor | dict | list | tuple) and hasattr(batch, "to"):
+    if not isinstance(batch, _MAPPED) and hasattr(batch, "to"):
         return batch.to(device)
     if device.type == "cpu":
         return map_tensors(torch.Tensor.cpu, batch)

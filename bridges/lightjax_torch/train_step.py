@@ -77,7 +77,7 @@ class TrainStep:
             output.clear()
             found = self._training_step(batch, number)
             output.update(self._outputs(found, needs_loss=True))
-            loss = found["loss"] if isinstance(found, Mapping) else found
+            loss = found if found is None or isinstance(found, torch.Tensor) else found["loss"]
             if first and optimizer is not None:
                 self._calls.call("on_before_zero_grad", optimizer)
                 if self._calls.has("optimizer_zero_grad"):

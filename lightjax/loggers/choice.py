@@ -48,6 +48,8 @@ def make_loggers(wanted: bool | str | Logger | Sequence[str | Logger] | None) ->
 
 def logger_conflict(logger: object) -> str | None:
     """Says what is wrong with a logger; None where nothing is."""
+    if isinstance(logger, type):
+        return f"logger holds the class {logger.__name__}: give one of it, {logger.__name__}()"
     if isinstance(logger, Logger):
         return None
     if isinstance(logger, str):

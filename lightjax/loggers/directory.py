@@ -31,6 +31,7 @@ class LogDirectory:
 
         Raises:
           RuntimeError: there is none yet.
+          OSError: it cannot be made.
         """
         if self._path is None:
             raise RuntimeError(
@@ -38,5 +39,12 @@ class LogDirectory:
                 f"started it. Write {self._owner}('my_logs'), or hand the logger to Trainer(logger=...), "
                 "which starts it in the run's directory."
             )
-        self._path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise type(error)(
+                error.errno,
+                f"{self._owner} could not make its directory '{self._path}' ({error.strerror}). Give it one you may "
+                f"write to, or none, {self._owner}(), for the directory of the run",
+            ) from error
         return self._path

@@ -81,9 +81,12 @@ def as_values(name: str, values: Any) -> np.ndarray:
     """Returns what a histogram is made of: float64 [n], without NaN and infinities.
 
     Raises:
-      MetricError: nothing is left.
+      MetricError: nothing is left, or what there is are no numbers.
     """
-    array = np.asarray(values).astype(np.float64).ravel()
+    try:
+        array = np.asarray(values).astype(np.float64).ravel()
+    except (TypeError, ValueError) as error:
+        raise MetricError(f"The histogram {name!r} is not made of numbers: {error}.") from error
     finite = array[np.isfinite(array)]
     if not finite.size:
         raise MetricError(f"The histogram {name!r} has no finite value among {array.size}; check what it is made of.")

@@ -136,6 +136,7 @@ def test_what_a_module_tells_its_logger_is_in_the_files(tmp_path):
     assert [one for one in scalars if one[0] == "drawn/step"] == [("drawn/step", i, float(i)) for i in range(4)]
     assert {("drawn/start", 0, 5.0), ("drawn/validation", 4, 1.0), ("begins", 0, 1.0)} <= set(scalars)
     assert {("own/setup", 0, 2.0), ("own/validation", 4, 2.0)} <= set(scalars)
+    assert result.directory is not None
     with open(result.directory / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows if row["own/validation"]] == ["4"]

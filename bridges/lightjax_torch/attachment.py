@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ def attached(module: torch.nn.Module, trainer: Any, log: Callable[..., None], lo
     """Lends a module the trainer and the ways to log.
 
     A module that is no LightningModule is one for as long: its class gets what `LightningModule` offers to steps and
-    hooks and the class does not define.
+    hooks and the class does not define. A class with a `log` of its own keeps it: its `super().log` is what is lent.
 
     Args:
       module: a LightningModule, or any module with its methods.
@@ -29,10 +29,31 @@ def attached(module: torch.nn.Module, trainer: Any, log: Callable[..., None], lo
         module.__class__ = type(
             plain.__name__, (plain, LightningModule), {"_plain": plain, "__module__": plain.__module__}
         )
+    lent = {"log": log, "log_dict": log_dict}
     for part in module.modules():
-        if hasattr(type(part), "manual_backward"):
-            # Around nn.Module's own attributes, and around the property of Lightning's.
-            part.__dict__.update(_trainer=trainer, log=log, log_dict=log_dict)
+        if not hasattr(type(part), "manual_backward"):
+            continue
+        # Around nn.Module's own attributes, and around the property of Lightning's.
+        part.__dict__["_trainer"] = trainer
+        own = {name for name in lent if _defines(type(part), name) is not _defines(type(part), "manual_backward")}
+        part.__dict__.update({name: one for name, one in lent.items() if name not in own})
+        if own:
+            part.__class__ = _lending(type(part), own, lent)
+
+
+def _defines(kind: type, name: str) -> type:
+    return next(one for one in kind.__mro__ if name in one.__dict__)
+
+
+def _lending(kind: Any, names: Collection[str], lent: Mapping[str, Callable[..., None]]) -> type:
+    """Makes a class whose own methods of these names find what is lent where they call `super()`."""
+    base = _defines(kind, "manual_backward")
+
+    def method(call: Callable[..., None]) -> Callable[..., None]:
+        return lambda self, *arguments, **keywords: call(*arguments, **keywords)
+
+    under = type(base.__name__, (base,), {name: method(lent[name]) for name in names} | {"__module__": base.__module__})
+    return type(kind.__name__, (kind, under), {"_lent_to": kind, "__module__": kind.__module__})
 
 
 def detached(module: torch.nn.Module) -> None:
@@ -40,6 +61,8 @@ def detached(module: torch.nn.Module) -> None:
     for part in module.modules():
         for name in _LENT:
             part.__dict__.pop(name, None)
+        if (lent_to := type(part).__dict__.get("_lent_to")) is not None:
+            part.__class__ = lent_to
     if (plain := type(module).__dict__.get("_plain")) is not None:
         module.__dict__.pop("_trainer", None)
         module.__class__ = plain

@@ -56,6 +56,7 @@ class TorchEngine:
     Attributes:
       run: the training, evaluation or prediction under way.
       stage: "train", "validation", "test" or "predict"; None between.
+      attached: whether the module is this engine's at present.
       epoch: the epoch, counted from 0.
       steps: train steps done.
       optimizer_steps: steps of all optimizers together; with one optimizer, the same.
@@ -98,6 +99,7 @@ class TorchEngine:
         self.data: Any = None
         self.datamodule: Any = None
         self.stage: str | None = None
+        self.attached = False
         self.epoch = self.steps = self.optimizer_steps = 0
         self.last_batch = False
         self.replica: Replica | None = None
@@ -312,6 +314,7 @@ class TorchEngine:
     def close(self) -> None:
         """Lets the module go."""
         self.stage = None
+        self.attached = False
         if self.replica is not None:
             self.replica.close()
             self.replica = None

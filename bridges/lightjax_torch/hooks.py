@@ -61,11 +61,11 @@ class ModuleHooks(Callback):
     def on_sanity_check_start(self, run: Run) -> None:
         """Lets the sanity check draw in vain."""
         self._random = random_states.states()
-        self._engine.calls.call("on_sanity_check_start")
+        self._engine.calls.call_callbacks("on_sanity_check_start")
 
     def on_sanity_check_end(self, run: Run) -> None:
         """Puts the random numbers back to where they were, and forgets what was logged."""
-        self._engine.calls.call("on_sanity_check_end")
+        self._engine.calls.call_callbacks("on_sanity_check_end")
         random_states.set_states(self._random)
         self._engine.log.newest.clear()
 

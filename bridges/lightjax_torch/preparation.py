@@ -53,7 +53,7 @@ class Preparation:
     ) -> FitData:
         """Sets the module up for training, in Lightning's order, and returns its data."""
         self._check_module()
-        self._attach()
+        self._attach("fit")
         self._resolve_callbacks()
         if datamodule is not None and (train_data is not None or val_data is not None):
             raise ConfigurationError("fit got both loaders and a datamodule; pass one or the other.")
@@ -73,7 +73,8 @@ class Preparation:
             loaders = self._loader("val_dataloader") if val_data is None else val_data
             if overfit_batches:
                 loaders = in_order(loaders)
-            found = sources(self._share(loaders, "val_data", "val"), "val_data", limits["val"])
+            self._engine.view.loaders["val"] = loaders = self._share(loaders, "val_data", "val")
+            found = sources(loaders, "val_data", limits["val"])
             self._engine.log.loaders = list(found)
             return found
 
@@ -114,14 +115,16 @@ class Preparation:
             raise ConfigurationError(
                 f"{type(self._module).__name__} has no {name}_step(self, batch, batch_idx), which this runs; define it."
             )
-        self._attach()
+        function = "validate" if stage == "val" else stage
+        self._attach(function)
         self._resolve_callbacks()
         if datamodule is not None and data is not None:
             raise ConfigurationError(f"Both {stage} data and a datamodule were given; pass one or the other.")
-        self._set_up("validate" if stage == "val" else stage, datamodule)
+        self._set_up(function, datamodule)
         self._engine.log.newest.clear()
         loaders = self._loader(f"{stage}_dataloader") if data is None else data
-        found = sources(self._share(loaders, f"{stage} data", stage), f"{stage} data", limit)
+        self._engine.view.loaders[stage] = loaders = self._share(loaders, f"{stage} data", stage)
+        found = sources(loaders, f"{stage} data", limit)
         if not found:
             raise ConfigurationError(
                 f"No {stage} data was given; pass data or datamodule, or give the module a {stage}_dataloader()."
@@ -161,9 +164,12 @@ class Preparation:
                 "take batch and batch_idx."
             )
 
-    def _attach(self) -> None:
+    def _attach(self, function: str) -> None:
         engine = self._engine
         engine.run = None
+        engine.attached = True
+        engine.view.state.function = function
+        engine.view.loaders.clear()
         log, log_dict = engine.task.plain(engine.log.log), engine.task.plain(engine.log.log_dict)
         attached(engine.module, engine.view, log, log_dict)
         engine.calls.forget()
@@ -202,8 +208,9 @@ class Preparation:
         def request() -> LoaderSource:
             loader = self._loader("train_dataloader") if train_data is None else train_data
             # Which batches are trained on again and again is decided before they are shared.
-            loader = in_order(loader) if overfit else loader
-            return train_source(self._share(loader, "train_data", "train"), limits["train"], overfit, accumulation)
+            loader = self._share(in_order(loader) if overfit else loader, "train_data", "train")
+            self._engine.view.loaders["train"] = loader
+            return train_source(loader, limits["train"], overfit, accumulation)
 
         self._request_train = request
         found = self._module.configure_optimizers()

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+import lightjax
 from lightjax_torch.logger_view import LoggerView
+from lightjax_torch.trainer_state import TrainerState
 
 if TYPE_CHECKING:
     from lightjax_torch.engine import TorchEngine
 
 _PASSED_ON = (
     "max_epochs", "max_steps", "min_epochs", "min_steps", "log_every_n_steps", "check_val_every_n_epoch",
-    "accumulate_grad_batches", "num_sanity_val_steps", "fast_dev_run", "overfit_batches", "callbacks",
+    "accumulate_grad_batches", "num_sanity_val_steps", "fast_dev_run", "overfit_batches",
     "val_check_interval", "reload_dataloaders_every_n_epochs", "enable_progress_bar",
 )  # fmt: skip
+_LOADERS = {
+    "train_dataloader": "train",
+    "val_dataloaders": "val",
+    "test_dataloaders": "test",
+    "predict_dataloaders": "predict",
+}
+_LIMITS = {f"limit_{stage}_batches": stage for stage in ("train", "val", "test", "predict")}
 
 
 class TrainerView:
@@ -26,14 +36,20 @@ class TrainerView:
 
     It has what modules read of Lightning's: where the training is, the optimizers, the metrics, the devices. Asking for
     something else names what there is.
+
+    Attributes:
+      state: what runs.
+      loaders: of the stages that run, as they were given or made, by "train", "val", "test" and "predict".
     """
 
-    barebones = False
-    progress_bar_callback = None
+    barebones = received_sigterm = interrupted = False
+    progress_bar_callback = ckpt_path = None
 
     def __init__(self, engine: TorchEngine) -> None:
         self._engine = engine
         self._waiting: list[Callable[[], None]] = []
+        self.state = TrainerState(engine)
+        self.loaders: dict[str, Any] = {}
         processes = engine.processes
         self.world_size, self.num_devices = processes.count, processes.local_count
         self.num_nodes = max(1, processes.count // processes.local_count)
@@ -167,6 +183,53 @@ class TrainerView:
         return [float("inf") if one.batches is None else one.batches for one in data.val.values()] if data else []
 
     @property
+    def fit_loop(self) -> Any:
+        """What modules use of the loop: `setup_data()` asks for the training data before it is needed; its limits."""
+        trainer = self._engine.trainer
+        return SimpleNamespace(
+            setup_data=self._engine.preparation.estimated_steps,
+            max_epochs=trainer.max_epochs,
+            min_epochs=trainer.min_epochs,
+            max_steps=-1 if trainer.max_steps is None else trainer.max_steps,
+        )
+
+    @property
+    def callbacks(self) -> list[Any]:
+        """The callbacks, those of Lightning's class included."""
+        return [*self._engine.trainer.callbacks, *self._engine.calls.callbacks]
+
+    @property
+    def checkpoint_callbacks(self) -> list[Any]:
+        """The callbacks that save."""
+        return [one for one in self.callbacks if isinstance(one, lightjax.ModelCheckpoint)]
+
+    @property
+    def checkpoint_callback(self) -> Any:
+        """The first callback that saves; None without one."""
+        return next(iter(self.checkpoint_callbacks), None)
+
+    @property
+    def early_stopping_callbacks(self) -> list[Any]:
+        """The callbacks that end a run early."""
+        return [one for one in self.callbacks if isinstance(one, lightjax.EarlyStopping)]
+
+    @property
+    def early_stopping_callback(self) -> Any:
+        """The first callback that ends a run early; None without one."""
+        return next(iter(self.early_stopping_callbacks), None)
+
+    @property
+    def profiler(self) -> Any:
+        """What times actions: `with self.trainer.profiler.profile("my work"):`."""
+        run = self._engine.run
+        return _NoProfiler() if run is None else run.profiler
+
+    @property
+    def device_ids(self) -> list[int]:
+        """The numbers of the devices of this machine."""
+        return list(range(self.num_devices))
+
+    @property
     def estimated_stepping_batches(self) -> int | float:
         """Optimizer steps of the whole training."""
         return self._engine.preparation.estimated_steps()
@@ -221,7 +284,19 @@ class TrainerView:
     def __getattr__(self, name: str) -> Any:
         if name in _PASSED_ON:
             return getattr(self._engine.trainer, name)
-        known = sorted({*_PASSED_ON, *(one for one in dir(self) if not one.startswith("_"))})
+        if name in _LOADERS:
+            return self.loaders.get(_LOADERS[name])
+        if name in _LIMITS:
+            limit = self._engine.trainer.limits[_LIMITS[name]]
+            return 1.0 if limit is None else limit
+        known = sorted({*_PASSED_ON, *_LOADERS, *_LIMITS, *(one for one in dir(self) if not one.startswith("_"))})
         raise AttributeError(
             f"self.trainer.{name} was read, which lightjax's trainer does not have; it has: {', '.join(known)}."
         )
+
+
+class _NoProfiler:
+    """Times nothing: nothing runs yet."""
+
+    def profile(self, action: str) -> AbstractContextManager[None]:
+        return nullcontext()

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import torch
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from lightjax.errors import ConfigurationError
 from lightjax_torch.arrays import jax_dtype, to_jax, to_torch, torch_dtype
@@ -29,6 +30,12 @@ _BEGIN_AT_ZERO = (
     torch.optim.Adadelta,
     torch.optim.RAdam,
 )
+# Their step treats every element of every parameter by itself: it is captured once for one element, and runs on arrays
+# of any shape. Of 160 parameters with SGD, 0.1 s in the place of 8 s.
+_ELEMENTWISE = {
+    *(torch.optim.Adadelta, torch.optim.Adagrad, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adamax),
+    *(torch.optim.ASGD, torch.optim.NAdam, torch.optim.RAdam, torch.optim.RMSprop, torch.optim.Rprop, torch.optim.SGD),
+}
 
 
 class CapturedState(NamedTuple):
@@ -194,28 +201,88 @@ class CapturedOptimizer:
 
     def _capture(self, params: Mapping[str, Any], state: Mapping[str, Mapping[str, Any]]) -> tuple[Any, Any]:
         """Captures one step from a state; returns it as a JAX function, and the state it leaves (without values)."""
+        shapes = {name: tuple(params[name].shape) for name in self.names}
+        parts: list[tuple[Any, list[list[str]]]] = []
+        left: dict[str, dict[str, Any]] = {}
+        for alike in self._alike(params, state):
+            leaders = alike[0]
+            like = {name: _meta(params[name]) for name in leaders}
+            held = {name: state[name] for name in leaders if name in state}
+            if single := self._is_elementwise and shapes[leaders[0]] != ():
+                like = {name: tensor.new_empty(1) for name, tensor in like.items()}
+                held = {name: _of_shape(one, shapes[name], (1,)) for name, one in held.items()}
+            run, after = self._capture_of(like, held, torch_dtype(self._rate_dtype(params)), checked=not single)
+            parts.append((run, alike))
+            for names in alike:
+                for name, leader in zip(names, leaders, strict=True):
+                    left[name] = _of_shape(after[leader], (1,), shapes[name]) if single else dict(after[leader])
+
+        def run_all(params: Any, grads: Any, rates: Any, momenta: Any, tensors: Any) -> Any:
+            new, kept = {}, {}
+            for run, alike in parts:
+                for names in alike:
+                    of_names = ([of.get(name) for name in names] for of in (params, grads, tensors))
+                    one_new, one_kept = run(*of_names, rates, momenta)
+                    new |= dict(zip(names, one_new, strict=True))
+                    kept |= dict(zip(names, one_kept, strict=True))
+            kept = {
+                name: {key: jnp.broadcast_to(value, left[name][key].shape) for key, value in kept[name].items()}
+                for name in self.names
+            }
+            return {name: new[name] for name in self.names}, kept
+
+        return run_all, {name: left[name] for name in self.names}
+
+    @property
+    def _is_elementwise(self) -> bool:
+        hooks = _global_optimizer_pre_hooks, _global_optimizer_post_hooks
+        own = self.optimizer._optimizer_step_pre_hooks, self.optimizer._optimizer_step_post_hooks
+        return type(self.optimizer) in _ELEMENTWISE and not any((*hooks, *own))
+
+    def _alike(self, params: Mapping[str, Any], state: Mapping[str, Mapping[str, Any]]) -> list[list[list[str]]]:
+        """Returns lists of names that are captured together, those that step alike next to each other."""
+        if not self._is_elementwise:
+            return [[self.names]]
+        found: dict[Any, list[list[str]]] = {}
+        for number, names in enumerate(self.groups):
+            for name in names:
+                shape = tuple(params[name].shape)
+                held = tuple(
+                    (key, value.shape == shape, value.dtype) if isinstance(value, torch.Tensor) else (key, repr(value))
+                    for key, value in state.get(name, {}).items()
+                )
+                kind = (number, shape == (), jnp.dtype(params[name].dtype), held)
+                found.setdefault(kind, []).append([name])
+        return list(found.values())
+
+    def _capture_of(
+        self, like: dict[str, torch.Tensor], state: Mapping[str, Mapping[str, Any]], rate_dtype: Any, *, checked: bool
+    ) -> tuple[Any, Any]:
+        """Captures one step of some parameters; the function takes and returns lists in the order of `like`."""
         found: dict[str, Any] = {}
+        names = list(like)
 
         def step(tensors: Any, grads: Any, rates: Any, momenta: Any, kept: Any) -> Any:
             optimizer = self._copy(tensors, grads, rates, momenta, _merged(state, kept))
             type(optimizer).step(optimizer)
-            found["state"] = {name: dict(optimizer.state[tensors[name]]) for name in self.names}
+            found["state"] = {name: dict(optimizer.state[tensors[name]]) for name in names}
             left = {name: _only_tensors(held) for name, held in found["state"].items()}
             return dict(tensors), left
 
-        like = {name: _meta(params[name]) for name in self.names}
-        rates = torch.empty(len(self.groups), dtype=torch_dtype(self._rate_dtype(params)), device="meta")
+        rates = torch.empty(len(self.groups), dtype=rate_dtype, device="meta")
         kept = {name: _only_tensors(held) for name, held in state.items()}
         with torch.no_grad():
             momenta = torch.empty_like(rates) if self.cycles else rates.new_empty(0)
             graph = capture(step, like, dict(like), rates, momenta, kept)
         _without_cancellation(graph.module.graph)
-        program = Program(graph)
+        program = Program(graph, checked=checked)
 
-        def run(params: Any, grads: Any, rates: Any, momenta: Any, tensors: Any) -> Any:
-            leaves = [*(params[name] for name in self.names), *(grads[name] for name in self.names), rates, momenta]
-            leaves += [tensors[name][key] for name, held in kept.items() for key in held]
-            return graph.nest(program(leaves))
+        def run(params: Any, grads: Any, tensors: Any, rates: Any, momenta: Any) -> Any:
+            of_name = dict(zip(names, tensors, strict=True))
+            leaves = [*params, *grads, rates, momenta]
+            leaves += [of_name[name][key] for name, held in kept.items() for key in held]
+            new, left = graph.nest(program(leaves))
+            return [new[name] for name in names], [left[name] for name in names]
 
         left = {
             name: {
@@ -235,6 +302,7 @@ class CapturedOptimizer:
         optimizer.__dict__.pop("step", None)
         optimizer.param_groups = []
         for number, (group, names) in enumerate(zip(self.optimizer.param_groups, self.groups, strict=True)):
+            names = [name for name in names if name in tensors]
             changed = {**group, "params": [tensors[name] for name in names], "lr": rates[number], "foreach": False}
             if "capturable" in group:
                 changed["capturable"] = True
@@ -247,7 +315,7 @@ class CapturedOptimizer:
                 changed |= with_momentum(changed, given.number("momentum"))
             optimizer.param_groups.append(changed)
         optimizer.state = collections.defaultdict(dict)
-        for name in self.names:
+        for name in tensors:
             tensors[name].grad = grads[name]
             if name in state:
                 optimizer.state[tensors[name]] = dict(state[name])
@@ -293,6 +361,16 @@ def with_momentum(group: Mapping[str, Any], momentum: Any) -> dict[str, Any]:
 
 def _merged(state: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: {**held, **tensors[name]} for name, held in state.items()}
+
+
+def _of_shape(held: Mapping[str, Any], shape: tuple[int, ...], wanted: tuple[int, ...]) -> dict[str, Any]:
+    """Returns a state whose tensors of a shape are tensors without values of another."""
+    return {
+        key: torch.empty(wanted, dtype=value.dtype, device="meta")
+        if isinstance(value, torch.Tensor) and tuple(value.shape) == shape
+        else value
+        for key, value in held.items()
+    }
 
 
 def _only_tensors(held: Mapping[str, Any]) -> dict[str, torch.Tensor]:

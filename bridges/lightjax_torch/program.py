@@ -58,14 +58,16 @@ class Program:
 
     Args:
       graph: what `capture` or `capture_with_gradients` returned.
+      checked: whether every operation must give the shape that torch says. A program that was captured for one element
+        may run on arrays of any shape without.
 
     Raises:
       UnsupportedOperatorError: operations have no rule; lists every one with the user's line.
       CaptureError: shapes depend on values; lists the lines.
     """
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, *, checked: bool = True) -> None:
+        self.graph, self.checked = graph, checked
         self.nodes = list(graph.module.graph.nodes)
         self.inputs = [node for node in self.nodes if node.op == "placeholder"]
         (output,) = (node for node in self.nodes if node.op == "output")
@@ -135,7 +137,7 @@ class Program:
                 f"{line_of(node)}: {node.target} has no rule for JAX in this form ({error}). Register one, "
                 f"lightjax_torch.register_lowering({node.target}, rule), or {WAY_OUT}."
             ) from error
-        return _like(result, node)
+        return _like(result, node, self.checked)
 
     def _branch(self, predicate: Any, if_true: Any, if_false: Any, operands: Any, key: jax.Array | None) -> Any:
         def branch(module: torch.fx.GraphModule) -> Callable[..., Any]:
@@ -231,22 +233,22 @@ def _foldable(node: Node) -> bool:
     )
 
 
-def _like(result: Any, node: Node) -> Any:
+def _like(result: Any, node: Node, checked: bool) -> Any:
     """Casts a rule's result to the dtype that torch says, and checks its shape."""
     expected = node.meta.get("val")
     if isinstance(expected, torch.Tensor):
-        return _like_tensor(result, expected, node)
+        return _like_tensor(result, expected, node, checked)
     if isinstance(expected, list | tuple):
         return [
-            _like_tensor(one, wanted, node) if isinstance(wanted, torch.Tensor) and one is not None else one
+            _like_tensor(one, wanted, node, checked) if isinstance(wanted, torch.Tensor) and one is not None else one
             for one, wanted in zip(result, expected, strict=True)
         ]
     return result
 
 
-def _like_tensor(result: Any, expected: torch.Tensor, node: Node) -> jax.Array:
+def _like_tensor(result: Any, expected: torch.Tensor, node: Node, checked: bool) -> jax.Array:
     result, dtype = jnp.asarray(result), jax_dtype(expected.dtype)
-    if result.shape != tuple(expected.shape):
+    if checked and result.shape != tuple(expected.shape):
         raise UnsupportedOperatorError(
             f"{line_of(node)}: the rule of {node.target} gave shape {result.shape} where torch gives "
             f"{tuple(expected.shape)}; register a rule that returns it, or {WAY_OUT}."

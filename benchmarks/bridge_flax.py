@@ -1,4 +1,4 @@
-"""The models of `bridge_torch.py` written by hand in flax, images with the channels last, and torch's weights for them."""
+"""The models of `bridge_torch.py` by hand in flax, images with the channels last, and torch's weights for them."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -102,7 +103,7 @@ class ResNet18(nn.Module):
         super().__init__()
         self.stem, self.norm = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64)
         widths = [64, 64, 64, 128, 128, 256, 256, 512, 512]
-        sizes = zip(widths, widths[1:], strict=False)
+        sizes = itertools.pairwise(widths)
         self.blocks = nn.Sequential(*(Block(one, two, 1 + (one != two)) for one, two in sizes))
         self.out = nn.Linear(512, classes)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lightjax_torch.lowering.table import aten, is_inexact, lower_all, lowers
+from lightjax_torch.lowering.table import aten, is_inexact, lower_all, lowers, widened
 
 lower_all(
     {
@@ -27,6 +27,8 @@ lower_all(
 @lowers(aten.addmm.default, aten.baddbmm.default, aten.addmv.default)
 def addmm(c: jax.Array, a: jax.Array, b: jax.Array, *, beta: Any = 1, alpha: Any = 1) -> jax.Array:
     """`beta * c + alpha * (a @ b)`; beta 0 ignores c, NaN included."""
+    if (alpha, beta) not in ((1, 1), (1, 0)):
+        c, a, b = widened(c), widened(a), widened(b)  # torch rounds once, at the end
     product = jnp.matmul(a, b)
     if not is_inexact(product):
         beta, alpha = int(beta), int(alpha)  # as torch reads them for whole numbers

@@ -33,7 +33,7 @@ class EvaluationStep:
         with torch.inference_mode():
             loader = self._log.loaders.index(stage.partition("/")[2]) if len(self._log.loaders) > 1 else 0
             steps: Any = stretch.steps
-            batch = self._log.batch = self._calls.moved(steps.items[0], loader)
+            batch = self._log.batch = self._calls.moved(next(steps.items), loader)
             more = (loader,) if len(self._log.loaders) > 1 else ()
             number = steps.first
             self._calls.call(f"on_{self._engine.stage}_batch_start", batch, number, *more)
@@ -53,7 +53,7 @@ class EvaluationStep:
             run = self._engine.run
             loader = self._log.loaders.index(run.loader) if run is not None and len(self._log.loaders) > 1 else 0
             steps: Any = stretch.steps
-            batch = self._log.batch = self._calls.moved(steps.items[0], loader)
+            batch = self._log.batch = self._calls.moved(next(steps.items), loader)
             more = (loader,) if len(self._log.loaders) > 1 else ()
             number = steps.first
             self._calls.call("on_predict_batch_start", batch, number, *more)

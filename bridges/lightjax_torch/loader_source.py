@@ -7,7 +7,7 @@ dropout from the same global generators, and reading early would shift them all.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
@@ -30,12 +30,14 @@ class Batches(NamedTuple):
     """The batches of one optimizer step.
 
     Attributes:
-      items: as the loader gave them.
+      items: as the loader gives them, the first one read; once.
+      count: how many there are.
       first: number of the first one in the epoch.
       last: whether the epoch ends with them.
     """
 
-    items: Sequence[Any]
+    items: Iterator[Any]
+    count: int
     first: int
     last: bool
     capacity: int = 1
@@ -201,13 +203,30 @@ class _Cursor:
             return None
         if self.number % BATCHES_BETWEEN_MARKS == 0:
             self.reading.batches.note()
-        first, items = self.number, []
-        while len(items) < self.group and (batch := self._next()) is not None:
-            items.append(batch)
-        if not items:
+        first, length = self.number, self.source.batches
+        if (batch := self._next()) is None:
             return None
-        steps: Any = Batches(items, first, self._is_over())
-        return Stretch(steps, 1, place=self.reading.place(), group=len(items))
+        if length is None:
+            items = [batch]
+            while len(items) < self.group and (batch := self._next()) is not None:
+                items.append(batch)
+            steps: Any = Batches(iter(items), len(items), first, self._is_over())
+            return Stretch(steps, 1, place=self.reading.place(), group=len(items))
+        count, place = min(self.group, length - first), self.reading.place()
+        steps = Batches(self._in_turn(batch, count, place), count, first, first + count >= length)
+        return Stretch(steps, 1, place=place, group=count)
+
+    def _in_turn(self, first: Any, count: int, place: dict[str, Any]) -> Iterator[Any]:
+        """Reads each batch of a step when the one before is done with, as Lightning does; keeps the place right."""
+        yield first
+        for _ in range(count - 1):
+            if (batch := self._next()) is None:
+                raise DataError(
+                    f"{self.source.name} says it has {self.source.batches} batches and gave {self.number}: make its "
+                    "length true, or leave out accumulate_grad_batches."
+                )
+            place.update(self.reading.place())
+            yield batch
 
     def _next(self) -> Any:
         if self.number == self.source.limit:
@@ -226,11 +245,14 @@ class _Cursor:
         return batch
 
     def _is_over(self) -> bool:
-        """Says whether no batch is left; where the loader has no length, the next batch is read to know."""
+        """Says whether no batch is left; where neither a length nor a limit tells, the next batch is read to know.
+
+        Like Lightning: who reads earlier or later gives data that is drawn from the global generators other numbers.
+        """
         if self.source.batches is not None:
             return self.number >= self.source.batches
-        if self.number == self.source.limit:
-            return True
+        if self.source.limit is not None:
+            return self.number == self.source.limit
         batch = self.reading.batches.next()
         if batch is not None:
             self.reading.batches.hold(batch)

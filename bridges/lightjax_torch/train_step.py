@@ -34,11 +34,12 @@ class TrainStep:
     def run(self, stretch: Stretch) -> StepValues:
         """Runs the batches of one optimizer step; returns the values it logged."""
         batches: Any = stretch.steps
+        assert self._engine.run is not None
         self._engine.stage, log = "train", self._log.current
         log.steps = {}
-        group, count = self._engine.data.train.group(self._engine.epoch), len(batches.items)
+        group, count = self._engine.data.train.group(self._engine.epoch), batches.count
         loss = None
-        for place, batch in enumerate(batches.items):
+        for place, batch in enumerate(self._engine.run.profiler.each("reading", batches.items)):
             self._engine.last_batch = batches.last and place == count - 1
             loss = self._run_batch(batch, batches.first + place, group, first=not place, steps=place == count - 1)
         self._engine.steps += 1

@@ -111,10 +111,11 @@ class TrainerView:
 
     @property
     def loggers(self) -> list[Any]:
-        """The loggers."""
+        """The loggers; of those that run unless others are named the first, as Lightning has one."""
+        trainer = self._engine.trainer
+        seen = trainer.loggers[:1] if trainer.logger is True else trainer.loggers
         return [
-            LoggerView(one, number, self, lambda: self._engine.run, self._waiting)
-            for number, one in enumerate(self._engine.trainer.loggers)
+            LoggerView(one, number, self, lambda: self._engine.run, self._waiting) for number, one in enumerate(seen)
         ]
 
     def begin(self) -> None:

@@ -235,3 +235,43 @@ class Hooked(lightning.LightningModule):
 
 def test_a_module_that_takes_over_what_hooks_allow_and_reads_what_it_logged():
     check(Hooked, data, lambda: data(16, False), attribute="seen")
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Draws its examples from the global generator, as dropout does: whoever reads at another moment has other ones."""
+
+    def __init__(self, examples: int) -> None:
+        self.examples = examples
+
+    def __iter__(self) -> Any:
+        for _ in range(self.examples):
+            x = torch.randn(12)
+            yield x, (x.sum() > 0).long()
+
+
+class Dropping(lightning.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(12, 16), nn.Dropout(0.5), nn.Linear(16, 2))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.5)
+
+
+@pytest.mark.parametrize(("batches", "limit"), [(10**6, 6), (6, None), (6, 10)])
+def test_a_stream_is_read_when_lightning_reads_it(batches, limit):
+    check(Dropping, lambda: DataLoader(Stream(8 * batches), batch_size=8), limit_train_batches=limit)
+
+
+def test_examples_changed_at_random_are_changed_when_lightning_changes_them():
+    class Noisy(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 48
+
+        def __getitem__(self, index: int) -> Any:
+            return torch.full((12,), float(index)) / 48 + torch.randn(12), index % 2
+
+    check(Dropping, lambda: DataLoader(Noisy(), batch_size=8, shuffle=True), accumulate_grad_batches=2)

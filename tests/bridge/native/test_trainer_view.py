@@ -118,3 +118,16 @@ def test_words_compare_without_lightning():
     module = Plain()
     lightjax_torch.Trainer(max_epochs=1, **QUIET).fit(module, loader(8))
     assert module.seen == {("fit", "train")}
+
+
+def test_every_default_logger_takes_images(tmp_path):
+    class Drawing(Module):
+        def on_train_epoch_end(self):
+            for logger in self.loggers:
+                logger.experiment.add_image("weights", self.layer.weight[None], self.current_epoch)
+
+    trainer = lightjax_torch.Trainer(max_epochs=1, default_root_dir=tmp_path, **QUIET | {"logger": True})
+    trainer.fit(Drawing(), loader(8))
+    (events,) = trainer.directory.rglob("events.out.tfevents*")
+    assert b"weights" in events.read_bytes()
+    assert (trainer.directory / "metrics.csv").exists()

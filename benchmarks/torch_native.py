@@ -2,6 +2,9 @@
 
 All run in one process, in turns, with the defaults of their trainers (loggers, checkpoints, a progress bar) on the same
 batches; timed between the hooks of an epoch, the first epoch left out. Logged scalars are the loss, by several names.
+
+With `--in-turns`, single steps of the hand-written loop and of lightjax alternate in one training, by the time of their
+thread alone: on a busy machine it shows what lightjax adds where whole epochs only show the others.
 """
 
 from __future__ import annotations
@@ -10,13 +13,14 @@ import argparse
 import contextlib
 import gc
 import io
+import itertools
 import logging
 import os
 import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,20 +143,93 @@ def lightning(make: Callable[[], nn.Module], data: DataLoader, logs: int) -> lis
     return module.times
 
 
+class InTurns:
+    """A loader that runs a step of a hand-written loop before each batch it gives, and times both.
+
+    Args:
+      make: makes the module.
+      items: the batches.
+
+    Attributes:
+      by_hand_ns: time of each step of the hand-written loop.
+      between_ns: time between a batch and the next one: a step of whoever reads this.
+    """
+
+    def __init__(self, make: Callable[[], nn.Module], items: list[Any]) -> None:
+        self.items = items
+        self.net = make()
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-3)
+        self.by_hand_ns: list[int] = []
+        self.between_ns: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Any]:
+        given_ns = None
+        for inputs, labels in self.items:
+            begun_ns = time.thread_time_ns()
+            if given_ns is not None:
+                self.between_ns.append(begun_ns - given_ns)
+            loss = functional.cross_entropy(self.net(inputs), labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            given_ns = time.thread_time_ns()
+            self.by_hand_ns.append(given_ns - begun_ns)
+            yield inputs, labels
+
+
+def in_turns(names: list[str], logged: list[int], rounds: int) -> tuple[list[Any], list[list[str]]]:
+    """Times single steps in turns; returns what was found and the rows of a table."""
+    found, rows = [], []
+    for name, logs in itertools.product(names, logged):
+        make, batch, steps = MODELS[name]
+        data = InTurns(make, [batch() for _ in range(steps)])
+        for _ in range(rounds):
+            gc.collect()
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                lightjax("eager")(make, data, logs)
+        step_us = {}
+        for quantile, place in (("lowest tenth", 10), ("median", 2)):
+            by_hand, other = (sorted(one)[len(one) // place] / 1e3 for one in (data.by_hand_ns, data.between_ns))
+            step_us[quantile] = {"raw loop": by_hand, "lightjax": other}
+        cells = [f"{one['raw loop']:.0f} + {one['lightjax'] - one['raw loop']:.0f}" for one in step_us.values()]
+        ratios = [f"{one['lightjax'] / one['raw loop']:.2f}" for one in step_us.values()]
+        found.append({"model": name, "logs": logs, "step_us": step_us})
+        rows.append([name, str(logs), cells[0], ratios[0], cells[1], ratios[1]])
+    return found, rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--logs", nargs="*", type=int, default=[0, 1, 10])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--inductor", action="store_true", help="with torch.compile as well (minutes of compilation)")
+    parser.add_argument("--in-turns", action="store_true", help="single steps of the raw loop and of lightjax in turns")
+    parser.add_argument("--threads", type=int, help="of torch (default: torch's own choice)")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     contestants = {"raw loop": raw, "Lightning": lightning, "lightjax": lightjax("eager")}
     if arguments.inductor:
         contestants["lightjax, inductor"] = lightjax("inductor")
+    about = machine() | {"threads": torch.get_num_threads(), "epochs": EPOCHS, "rounds": arguments.rounds}
     found, rows = [], []
+    if arguments.in_turns:
+        with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):
+            found, rows = in_turns(arguments.models, arguments.logs, arguments.rounds)
+        print(
+            f"Microseconds of a step by hand + what lightjax adds, {about['threads']} threads; {machine_line(about)}\n"
+        )
+        print(table(["model", "logged", "lowest tenth", "ratio", "median", "ratio"], rows))
+        if arguments.json:
+            write_json(arguments.json, about | {"in_turns": found})
+        return
     with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):
         for name in arguments.models:
             make, batch, steps = MODELS[name]
@@ -169,7 +246,6 @@ def main() -> None:
                 by_hand = step_us["raw loop"]
                 cells = [f"{value:.0f} ({value / by_hand:.2f})" for value in step_us.values()]
                 rows.append([name, str(logs), *cells])
-    about = machine() | {"threads": torch.get_num_threads(), "epochs": EPOCHS, "rounds": arguments.rounds}
     print(f"Median microseconds a step (and the ratio to the hand-written loop); {machine_line(about)}\n")
     print(table(["model", "logged", *contestants], rows))
     if arguments.json:

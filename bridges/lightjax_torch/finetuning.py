@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lightjax
 from lightjax.callbacks import Callback
@@ -34,6 +34,7 @@ class Freezing(Callback):
         self._engine = engine
         self._asked = asked
         self._frozen: dict[str, list[torch.nn.Parameter]] = {}
+        self._frozen_before: set[str] = set()
 
     def on_fit_start(self, run: Run) -> None:
         """Freezes what is not trained yet.
@@ -50,8 +51,11 @@ class Freezing(Callback):
                 )
         for name, parameter in parameters.items():
             pattern = next((one for one in self._asked.unfreeze_at if re.search(one, name)), None)
-            if pattern is not None and parameter.requires_grad and not self._is_trained(pattern, run.epoch):
-                self._frozen.setdefault(pattern, []).append(parameter.requires_grad_(False))
+            if pattern is None or not (parameter.requires_grad or name in self._frozen_before):
+                continue
+            parameter.requires_grad_(self._is_trained(pattern, run.epoch))
+            if not parameter.requires_grad:
+                self._frozen.setdefault(pattern, []).append(parameter)
         if self._frozen:
             self._engine.preparation.replicate()
 
@@ -61,9 +65,19 @@ class Freezing(Callback):
             self._thaw(due)
             self._engine.preparation.replicate()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the names of what is frozen."""
+        frozen = {id(one) for parameters in self._frozen.values() for one in parameters}
+        return {"frozen": [name for name, one in self._engine.module.named_parameters() if id(one) in frozen]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes for its own what it froze before."""
+        self._frozen_before = set(state["frozen"])
+
     def teardown(self, run: Run, stage: Stage) -> None:
         """Leaves the module as it was."""
         self._thaw(list(self._frozen))
+        self._frozen_before = set()
 
     def _thaw(self, patterns: list[str]) -> None:
         for pattern in patterns:

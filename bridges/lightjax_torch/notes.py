@@ -27,6 +27,8 @@ def notes(engine: TorchEngine) -> dict[str, Any]:
     """
     found: dict[str, Any] = {
         "optimizers": [optimizer_rest(one) for one in engine.optimizers],
+        "groups": _groups(engine),
+        "frozen": [name for name, one in engine.module.named_parameters() if not one.requires_grad],
         "schedulers": [one.scheduler.state_dict() for one in engine.schedulers],
         "scaler": None if engine.numerics.scaler is None else engine.numerics.scaler.state_dict(),
         "optimizer_steps": engine.optimizer_steps,
@@ -100,6 +102,8 @@ def restore_notes(engine: TorchEngine, notes: dict[str, Any]) -> None:
             "would be another run. Resume with the same callbacks (lj.EMA and its like), or begin a new run with the "
             "weights (state=)."
         )
+    if "groups" in found:
+        _restore_trained(engine, found["groups"], set(found["frozen"]))
     for number, (optimizer, rest) in enumerate(zip(engine.optimizers, found["optimizers"], strict=True)):
         load_optimizer(optimizer, engine.restored_optimizers.get(str(number), {}), rest)
     engine.restored_optimizers = {}
@@ -123,7 +127,41 @@ def restore_notes(engine: TorchEngine, notes: dict[str, Any]) -> None:
     for one, state in zip(engine.calls.callbacks, found.get("callbacks") or (), strict=False):
         if state:
             one.load_state_dict(state)
+            if hasattr(one, "_restarting"):  # of Lightning's fine-tuning callbacks: the groups are there already
+                one._restarting = False
     engine.calls.call("on_load_checkpoint", _checkpoint_dict(engine) | (found["module"] or {}))
+
+
+def _groups(engine: TorchEngine) -> list[list[list[str | None]]]:
+    """Returns the names of the parameters in the groups of each optimizer: hooks may add groups on the way."""
+    names = {id(one): name for name, one in engine.module.named_parameters()}
+    return [
+        [[names.get(id(one)) for one in group["params"]] for group in opt.param_groups] for opt in engine.optimizers
+    ]
+
+
+def _restore_trained(engine: TorchEngine, groups: list[list[list[str | None]]], frozen: set[str]) -> None:
+    """Gives optimizers the groups that they had, and freezes and thaws the parameters as they were.
+
+    Raises:
+      CheckpointError: the module does not have a parameter of theirs.
+    """
+    own = dict(engine.module.named_parameters())
+    for optimizer, kept, now in zip(engine.optimizers, groups, _groups(engine), strict=True):
+        if kept == now:
+            continue
+        if strange := [name for names in kept for name in names if name not in own]:
+            raise CheckpointError(
+                f"The optimizer of the checkpoint has parameters that {type(engine.module).__name__} does not have: "
+                f"{', '.join(map(str, strange[:5]))}. Resume with the module that the run began with."
+            )
+        # Their settings come with their state.
+        optimizer.param_groups = [{"params": [own[name] for name in names if name is not None]} for names in kept]
+    changed = [one for name, one in own.items() if one.requires_grad is (name in frozen)]
+    for one in changed:
+        one.requires_grad_(not one.requires_grad)
+    if changed:
+        engine.preparation.replicate()
 
 
 def _own(engine: TorchEngine, notes: dict[str, Any]) -> dict[str, Any]:

@@ -101,6 +101,32 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(callback, cut, tmp_path):
     assert same(whole, resumed)
 
 
+class Growing(Model):
+    """Adds a group to its optimizer on the way, and freezes another."""
+
+    def configure_optimizers(self) -> Any:
+        self.backbone.requires_grad_(False)
+        return torch.optim.Adam(self.head.parameters(), lr=0.1)
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 1:
+            self.backbone.requires_grad_(True)
+            self.optimizers().add_param_group({"params": list(self.backbone.parameters()), "lr": 0.01})
+            self.head.bias.requires_grad_(False)
+
+
+def test_groups_that_were_added_on_the_way_are_resumed(tmp_path):
+    found = []
+    for name, callbacks, resume in (("whole", [], None), ("cut", [StopAt(6)], None), ("cut", [], "auto")):
+        module = Growing()
+        arguments: dict[str, Any] = {"max_epochs": 3, "default_root_dir": tmp_path / name, **QUIET}
+        lj.Trainer(callbacks=callbacks, **arguments).fit(from_torch(module, device="cpu"), BATCHES, resume=resume)
+        found.append(module)
+    assert not torch.equal(found[0].backbone[0].weight, Model().backbone[0].weight)
+    assert same(found[0], found[2])
+    assert not found[2].head.bias.requires_grad
+
+
 @pytest.mark.parametrize("scope", ["global", "layer"])
 def test_the_smallest_entries_are_zero_and_stay_it(scope, tmp_path):
     amounts = [0.25, 0.5, 0.75]

@@ -31,7 +31,7 @@ _BEGIN_AT_ZERO = (
     torch.optim.RAdam,
 )
 # Their step treats every element of every parameter by itself: it is captured once for one element, and runs on arrays
-# of any shape. Of 160 parameters with SGD, 0.1 s in the place of 8 s.
+# of any shape. SGD of 186 parameters: 0.1 s in the place of 7 s.
 _ELEMENTWISE = {
     *(torch.optim.Adadelta, torch.optim.Adagrad, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adamax),
     *(torch.optim.ASGD, torch.optim.NAdam, torch.optim.RAdam, torch.optim.RMSprop, torch.optim.Rprop, torch.optim.SGD),
@@ -164,6 +164,7 @@ class CapturedOptimizer:
             kept = {name: self.optimizer.state[p] for name, p in self._tensors.items() if p in self.optimizer.state}
             kept = {name: held for name, held in kept.items() if name in self.names and held}
             if kept:
+                kept |= self._begun([name for name in self.names if name not in kept], params)
                 usual, outputs = self._capture(params, kept)
                 first = None
                 # Parameters that were without a state begin as if the others had none, too.
@@ -199,6 +200,25 @@ class CapturedOptimizer:
             self._programs[signature] = first, usual, (arrays, shapes), outputs
         return self._programs[signature]
 
+    def _begun(self, names: Sequence[str], params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Returns the state before their first step of parameters that others are ahead of."""
+        if not names:
+            return {}
+        if not begins_at_zero(self.optimizer):
+            raise CaptureError(
+                f"{type(self.optimizer).__name__} has no state yet for {', '.join(names)}, but for others: their "
+                "first step is another one, which a compiled step cannot tell apart. Begin with a new optimizer, or "
+                "let all parameters take a step in torch before."
+            )
+        _, outputs = self._capture(params, {})
+        return {
+            name: {
+                key: torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, torch.Tensor) else value
+                for key, value in outputs[name].items()
+            }
+            for name in names
+        }
+
     def _capture(self, params: Mapping[str, Any], state: Mapping[str, Mapping[str, Any]]) -> tuple[Any, Any]:
         """Captures one step from a state; returns it as a JAX function, and the state it leaves (without values)."""
         shapes = {name: tuple(params[name].shape) for name in self.names}
@@ -217,11 +237,19 @@ class CapturedOptimizer:
                 for name, leader in zip(names, leaders, strict=True):
                     left[name] = _of_shape(after[leader], (1,), shapes[name]) if single else dict(after[leader])
 
+        def shared(alike: list[list[str]]) -> list[str]:
+            name = alike[0][0]
+            single = self._is_elementwise and shapes[name] != ()
+            return [key for key, one in _only_tensors(left[name]).items() if single and one.shape == ()]
+
         def run_all(params: Any, grads: Any, rates: Any, momenta: Any, tensors: Any) -> Any:
             new, kept = {}, {}
             for run, alike in parts:
+                # Parameters that step alike have equal counters: corrections are computed once, not for each of them.
+                counts = {key: one for key, one in tensors.get(alike[0][0], {}).items() if key in shared(alike)}
                 for names in alike:
-                    of_names = ([of.get(name) for name in names] for of in (params, grads, tensors))
+                    of_names = [[of.get(name) for name in names] for of in (params, grads, tensors)]
+                    of_names[2] = [held and {**held, **counts} for held in of_names[2]]
                     one_new, one_kept = run(*of_names, rates, momenta)
                     new |= dict(zip(names, one_new, strict=True))
                     kept |= dict(zip(names, one_kept, strict=True))
@@ -248,7 +276,7 @@ class CapturedOptimizer:
             for name in names:
                 shape = tuple(params[name].shape)
                 held = tuple(
-                    (key, value.shape == shape, value.dtype) if isinstance(value, torch.Tensor) else (key, repr(value))
+                    (key, _kind(value, shape) if isinstance(value, torch.Tensor) else repr(value))
                     for key, value in state.get(name, {}).items()
                 )
                 kind = (number, shape == (), jnp.dtype(params[name].dtype), held)
@@ -361,6 +389,12 @@ def with_momentum(group: Mapping[str, Any], momentum: Any) -> dict[str, Any]:
 
 def _merged(state: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: {**held, **tensors[name]} for name, held in state.items()}
+
+
+def _kind(value: torch.Tensor, shape: tuple[int, ...]) -> Any:
+    """What of a tensor in a state must be equal where two parameters step alike; of a counter, its value."""
+    counts = value.dim() == 0 and value.device.type != "meta"
+    return value.dtype, tuple(value.shape) == shape, value.item() if counts else None
 
 
 def _of_shape(held: Mapping[str, Any], shape: tuple[int, ...], wanted: tuple[int, ...]) -> dict[str, Any]:

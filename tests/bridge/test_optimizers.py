@@ -95,6 +95,31 @@ def test_an_optimizer_steps_as_in_torch(name, double_precision):
             np.testing.assert_allclose(found[key], value, rtol=1e-9, atol=1e-12, err_msg=f"{name}, {one.desc}: {key}")
 
 
+def ahead(kind):
+    """Parameters and an optimizer that has updated p0 twice, p1 once and the others never."""
+    params = parameters(False) | {"p3": torch.nn.Parameter(torch.ones(4, 3))}
+    optimizer = kind(params.values(), lr=0.1)
+    for names in (["p0"], ["p0", "p1"]):
+        for name, param in params.items():
+            param.grad = torch.randn_like(param) if name in names else None
+        optimizer.step()
+    return params, optimizer
+
+
+def test_parameters_that_have_stepped_more_often_than_others_go_on_with_their_own_count(double_precision):
+    params, optimizer = ahead(torch.optim.Adam)
+    steps = [{name: torch.randn_like(p) for name, p in params.items()} for _ in range(STEPS)]
+    found = in_jax(optimizer, params, steps)
+    for key, value in in_torch(optimizer, params, steps).items():
+        np.testing.assert_allclose(found[key], value, rtol=1e-9, atol=1e-12, err_msg=key)
+
+
+def test_a_first_step_of_its_own_beside_usual_ones_is_refused(double_precision):
+    params, optimizer = ahead(torch.optim.NAdam)
+    with pytest.raises(CaptureError, match="NAdam has no state yet for p2, p3"):
+        in_jax(optimizer, params, gradients(params))
+
+
 def test_muon_is_as_near_to_float64_as_torchs(double_precision, monkeypatch):
     # Its iterations are in bfloat16 and amplify what that rounds, in every program in another way.
     params = parameters(True)

@@ -91,7 +91,7 @@ def _is_depthwise(x: jax.Array, weight: jax.Array, groups: int) -> bool:
     """Whether every channel has a window of its own.
 
     On a CPU, XLA computes these 20 to 100 times slower than the sum over the window's elements, and the gradients of
-    strided ones 1000 times.
+    strided ones in float64 700 times.
     """
     return groups > 1 and weight.shape[:2] == (groups, 1) and x.size > 0
 

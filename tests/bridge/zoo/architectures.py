@@ -173,6 +173,7 @@ _LATENT = {
 }
 # What a configuration needs beside the usual sizes.
 _MORE: dict[str, dict[str, Any]] = {
+    "audio-spectrogram-transformer": {"max_length": 32},
     "autoformer": {"prediction_length": 6, "context_length": 16, "lags_sequence": [1, 2], "num_time_features": 1},
     "bamba": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "attn_layer_indices": [1]},
     "decision_transformer": {"state_dim": 3, "act_dim": 2, "n_head": 4},
@@ -184,12 +185,14 @@ _MORE: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "informer": {"prediction_length": 6, "context_length": 16, "lags_sequence": [1, 2], "num_time_features": 1},
     "led": {"attention_window": [4, 4]},
+    "levit": {"image_size": 64},
     "longformer": {"attention_window": [4, 4]},
     "longt5": {"decoder_start_token_id": 0},
     "mamba": {"conv_kernel": 4},
     "mamba2": {"conv_kernel": 4, "chunk_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1},
     "patchtsmixer": {"context_length": 24, "patch_length": 6, "num_input_channels": 2, "prediction_length": 6},
     "patchtst": {"context_length": 24, "patch_length": 6, "patch_stride": 6, "num_input_channels": 2, "num_targets": 5},
+    "pvt": {"image_size": 64},
     "roc_bert": {"pronunciation_vocab_size": 20, "shape_vocab_size": 20},
     "speech_to_text": {"input_feat_per_channel": 16, "conv_channels": 32},
     "swin": {"depths": [2, 1], "num_heads": [2, 4], "embed_dim": 16, "window_size": 2, "patch_size": 4},

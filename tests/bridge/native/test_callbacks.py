@@ -121,7 +121,8 @@ class Telling(Model):
 
 
 def test_what_a_module_tells_its_logger_is_in_the_files(tmp_path):
-    trainer = lj.Trainer(max_epochs=2, default_root_dir=tmp_path, **QUIET)
+    loggers = ["tensorboard", "csv"]
+    trainer = lj.Trainer(max_epochs=2, logger=loggers, default_root_dir=tmp_path, **QUIET)
     module = Telling()
     trainer.validate(from_torch(module, device="cpu"), BATCHES[:1])  # there is no run to log to
     result = trainer.fit(from_torch(module, device="cpu"), BATCHES, BATCHES[:1])

@@ -71,6 +71,8 @@ def watched(chosen: list[str], request: argparse.Namespace, into: Path, lock: th
             while process.poll() is None:
                 time.sleep(0.5)
                 compared = done(into)
+                if not left:
+                    continue  # it only has to end
                 if left[0] in compared:
                     left = [name for name in left if name not in compared]
                     since = time.monotonic()

@@ -31,13 +31,13 @@ class Batches(NamedTuple):
 
     Attributes:
       items: as the loader gives them, the first one read; once.
-      count: how many there are.
+      size: how many there are.
       first: number of the first one in the epoch.
       last: whether the epoch ends with them.
     """
 
     items: Iterator[Any]
-    count: int
+    size: int
     first: int
     last: bool
     capacity: int = 1

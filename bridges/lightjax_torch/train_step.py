@@ -37,7 +37,7 @@ class TrainStep:
         assert self._engine.run is not None
         self._engine.stage, log = "train", self._log.current
         log.steps = {}
-        group, count = self._engine.data.train.group(self._engine.epoch), batches.count
+        group, count = self._engine.data.train.group(self._engine.epoch), batches.size
         loss = None
         for place, batch in enumerate(self._engine.run.profiler.each("reading", batches.items)):
             self._engine.last_batch = batches.last and place == count - 1

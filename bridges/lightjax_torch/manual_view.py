@@ -10,6 +10,7 @@ import torch
 
 from lightjax_torch.counters import Counters
 from lightjax_torch.manual_schedules import InStep, one_or_all
+from lightjax_torch.optim import step_at_any_rate
 from lightjax_torch.step_view import StepView
 from lightjax_torch.trainer_values import TrainerValues
 
@@ -35,11 +36,10 @@ class ManualView(StepView):
 
 def counting(optimizer: torch.optim.Optimizer, view: ManualView) -> None:
     """Counts the steps of an optimizer."""
-    step = type(optimizer).step
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         view.steps += 1
-        return step(optimizer, *args, **kwargs)
+        return step_at_any_rate(optimizer, *args, **kwargs)
 
     optimizer.__dict__["step"] = counted
 

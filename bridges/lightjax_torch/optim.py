@@ -38,6 +38,9 @@ _ELEMENTWISE = {
 }
 
 
+_DIVIDES_BY_RATE = (torch.optim.Adam, torch.optim.AdamW)
+
+
 class CapturedState(NamedTuple):
     """The state of a captured optimizer.
 
@@ -292,7 +295,7 @@ class CapturedOptimizer:
 
         def step(tensors: Any, grads: Any, rates: Any, momenta: Any, kept: Any) -> Any:
             optimizer = self._copy(tensors, grads, rates, momenta, _merged(state, kept))
-            type(optimizer).step(optimizer)
+            step_at_any_rate(optimizer)
             found["state"] = {name: dict(optimizer.state[tensors[name]]) for name in names}
             left = {name: _only_tensors(held) for name, held in found["state"].items()}
             return dict(tensors), left
@@ -357,6 +360,22 @@ class CapturedOptimizer:
                 "torch.nn.Parameter(...), so that it is trained, saved and restored."
             )
         return names[id(tensor)]
+
+
+def step_at_any_rate(optimizer: torch.optim.Optimizer, *arguments: Any, **keywords: Any) -> Any:
+    """Steps an optimizer whose learning rate may be 0, as at the beginning of a warm-up.
+
+    Where rates are tensors, Adam divides by them: 0 / 0 for what had no gradient yet. A rate of 0 changes no parameter.
+    """
+    if type(optimizer) not in _DIVIDES_BY_RATE:
+        return type(optimizer).step(optimizer, *arguments, **keywords)
+    before = [[parameter.detach().clone() for parameter in group["params"]] for group in optimizer.param_groups]
+    found = type(optimizer).step(optimizer, *arguments, **keywords)
+    with torch.no_grad():
+        for group, old in zip(optimizer.param_groups, before, strict=True):
+            for parameter, kept in zip(group["params"], old, strict=True):
+                parameter.copy_(torch.where(torch.as_tensor(group["lr"]) == 0, kept, parameter))
+    return found
 
 
 def _without_cancellation(graph: torch.fx.Graph) -> None:

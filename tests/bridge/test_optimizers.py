@@ -120,6 +120,27 @@ def test_a_first_step_of_its_own_beside_usual_ones_is_refused(double_precision):
         in_jax(optimizer, params, gradients(params))
 
 
+@pytest.mark.parametrize("name", [name for name in INFOS if name not in REFUSED and name != "Muon"])
+def test_a_rate_of_zero_changes_what_torch_changes(name, double_precision):
+    """As a warm-up begins, with parameters that never had a gradient, as rows of an embedding."""
+    params = parameters(False)
+    steps = gradients(params)
+    for grads in steps:
+        grads["p0"][1] = 0
+        grads["p2"] = torch.zeros_like(grads["p2"])
+
+    def optimizer(params):
+        found = made(INFOS[name], {}, params)
+        for group in found.param_groups:
+            group["lr"] = 0.0
+        return found
+
+    found = in_jax(optimizer(params), params, steps)
+    expected = in_torch(optimizer(params), params, steps)
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, rtol=1e-12, err_msg=key)
+
+
 def test_muon_is_as_near_to_float64_as_torchs(double_precision, monkeypatch):
     # Its iterations are in bfloat16 and amplify what that rounds, in every program in another way.
     params = parameters(True)

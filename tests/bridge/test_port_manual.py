@@ -156,3 +156,36 @@ def test_schedulers_step_where_the_module_says_so_and_go_on_when_resumed(double_
 def test_precision_of_the_trainer_is_refused():
     with pytest.raises(ConfigurationError, match="optimizes manually: precision"):
         quiet(max_epochs=1, gradient_clip_val=1.0).fit(port_task(Gan()), data(1))
+
+
+def test_a_warm_up_from_zero_leaves_what_had_no_gradient_as_it_is(double_precision):
+    class Tokens(nn.Module):
+        automatic_optimization = False
+
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(6, 3)
+
+        def training_step(self, batch, batch_idx):
+            optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+            optimizer.zero_grad()
+            loss = self.table(batch).square().mean()
+            self.manual_backward(loss)
+            optimizer.step()
+            scheduler.step()
+            self.log("loss", loss)
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.AdamW(self.parameters(), lr=0.1)
+            return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 4)]
+
+    torch.manual_seed(0)
+    module = Tokens()
+    before = module.table.weight.detach().clone()
+    task = port_task(module)
+    batches = [torch.tensor([0, 1, 2, 0])] * 3
+    result = quiet(max_epochs=1, log_every_n_steps=1).fit(task, batches)
+    after = task.to_torch(result.state).table.weight.detach()
+    # Rows that no batch has only decay, by the rates 0, 0.025 and 0.05 and a weight decay of 0.01.
+    torch.testing.assert_close(after[3:], before[3:] * (1 - 0.025 * 0.01) * (1 - 0.05 * 0.01), rtol=1e-12, atol=0)
+    assert (after[:3] != before[:3]).all()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lightjax import _tree, distributed
@@ -56,7 +57,7 @@ class Checkpointer:
       >>> import tempfile
       >>> with tempfile.TemporaryDirectory() as directory:
       ...     checkpointer = Checkpointer(directory)
-      ...     checkpoint = checkpointer.save(3, {"w": jax.numpy.ones(2)}, metrics={"loss": 0.5})
+      ...     checkpoint = checkpointer.save(3, {"w": jnp.ones(2)}, metrics={"loss": 0.5})
       ...     checkpointer.close()
       ...     checkpoint.restore()["w"].tolist()
       [1.0, 1.0]
@@ -120,7 +121,7 @@ class Checkpointer:
         if not waits:
             self._settle()  # before there is one more copy
         owned = waits or (alone and _has_room(state))
-        items = dict(items or {}) | {"state": _own_device_arrays(state) if owned else state}
+        items = dict(items or {}) | {"state": _own_device_arrays(state, compiled=waits) if owned else state}
         held = _Held(self._newest, items, described, owned)
         if waits:
             self._held[step] = held
@@ -261,14 +262,26 @@ def _own_host_arrays(state: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.array(leaf), state)
 
 
-def _own_device_arrays(state: Any) -> Any:
-    """Begins to copy what is on devices, there, and does not wait for it."""
+def _own_device_arrays(state: Any, *, compiled: bool) -> Any:
+    """Begins to copy what is on devices, there, and does not wait for it.
+
+    Args:
+      state: pytree.
+      compiled: copy in one compiled call, for what is saved again and again: 15 arrays take 0.5 ms, where one by one
+        they take 1.5. A call for 1000 arrays would take 0.5 s to compile.
+    """
     leaves, structure = jax.tree.flatten(one_replica(state))
-    on_devices = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
-    copies = jax.device_put([leaves[i] for i in on_devices], [leaves[i].sharding for i in on_devices], may_alias=False)
-    for i, copy in zip(on_devices, copies, strict=True):
-        leaves[i] = copy
-    return jax.tree.unflatten(structure, leaves)
+    arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)}
+    if compiled:
+        copies = _copy(arrays)
+    else:
+        copies = jax.device_put(arrays, {i: leaf.sharding for i, leaf in arrays.items()}, may_alias=False)
+    return jax.tree.unflatten(structure, [copies.get(i, leaf) for i, leaf in enumerate(leaves)])
+
+
+@jax.jit
+def _copy(arrays: Any) -> Any:
+    return jax.tree.map(jnp.copy, arrays)
 
 
 def _has_room(state: Any) -> bool:

@@ -218,8 +218,9 @@ def one_replica(tree: Any) -> Any:
     """
 
     def one(leaf: Any) -> Any:
-        whole = isinstance(leaf, jax.Array) and leaf.is_fully_replicated and leaf.is_fully_addressable
-        return leaf.addressable_data(0) if whole else leaf
+        if not isinstance(leaf, jax.Array) or len(leaf.sharding.device_set) == 1:
+            return leaf
+        return leaf.addressable_data(0) if leaf.is_fully_replicated and leaf.is_fully_addressable else leaf
 
     return jax.tree.map(one, tree)
 

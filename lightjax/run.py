@@ -290,9 +290,7 @@ class Run:
           Whether all that was reported before is known.
         """
         if self._checkpointer is not None:
-            self._checkpointer.go_on_from(
-                dataclasses.replace(checkpoint, like=_tree.abstract(self._state, placed=True))
-            )
+            self._checkpointer.go_on_from(self._as_saved(checkpoint))
         self._engine.restore_notes(about["engine"])
         position = about["position"]
         self.step = checkpoint.step

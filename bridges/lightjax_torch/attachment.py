@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -29,30 +29,32 @@ def attached(module: torch.nn.Module, trainer: Any, log: Callable[..., None], lo
         module.__class__ = type(
             plain.__name__, (plain, LightningModule), {"_plain": plain, "__module__": plain.__module__}
         )
-    lent = {"log": log, "log_dict": log_dict}
+    lent = dict(zip(_LENT, (log, log_dict), strict=True))
     for part in module.modules():
         if not hasattr(type(part), "manual_backward"):
             continue
         # Around nn.Module's own attributes, and around the property of Lightning's.
         part.__dict__["_trainer"] = trainer
-        own = {name for name in lent if _defines(type(part), name) is not _defines(type(part), "manual_backward")}
+        base = _defines(type(part), "manual_backward")
+        own = {name: one for name, one in lent.items() if _defines(type(part), name) is not base}
         part.__dict__.update({name: one for name, one in lent.items() if name not in own})
         if own:
-            part.__class__ = _lending(type(part), own, lent)
+            part.__class__ = _lending(type(part), base, own)
 
 
 def _defines(kind: type, name: str) -> type:
     return next(one for one in kind.__mro__ if name in one.__dict__)
 
 
-def _lending(kind: Any, names: Collection[str], lent: Mapping[str, Callable[..., None]]) -> type:
-    """Makes a class whose own methods of these names find what is lent where they call `super()`."""
-    base = _defines(kind, "manual_backward")
+def _lending(kind: Any, base: type, lent: Mapping[str, Callable[..., None]]) -> type:
+    """Makes a class whose own methods find what is lent, in the place of that of `base`, where they call `super()`."""
 
     def method(call: Callable[..., None]) -> Callable[..., None]:
         return lambda self, *arguments, **keywords: call(*arguments, **keywords)
 
-    under = type(base.__name__, (base,), {name: method(lent[name]) for name in names} | {"__module__": base.__module__})
+    under = type(
+        base.__name__, (base,), {name: method(one) for name, one in lent.items()} | {"__module__": base.__module__}
+    )
     return type(kind.__name__, (kind, under), {"_lent_to": kind, "__module__": kind.__module__})
 
 

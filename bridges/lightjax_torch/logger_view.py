@@ -23,8 +23,8 @@ class LoggerView:
     everything.
 
     Args:
-      loggers: of the trainer.
-      number: of the logger.
+      logger: one of the trainer's.
+      number: its place among them.
       view: the trainer, as the module sees it.
       run: returns the run under way, None before there is one.
       waiting: takes what is to be done once there is a run.

@@ -36,8 +36,6 @@ _ELEMENTWISE = {
     *(torch.optim.Adadelta, torch.optim.Adagrad, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adamax),
     *(torch.optim.ASGD, torch.optim.NAdam, torch.optim.RAdam, torch.optim.RMSprop, torch.optim.Rprop, torch.optim.SGD),
 }
-
-
 _DIVIDES_BY_RATE = (torch.optim.Adam, torch.optim.AdamW)
 
 

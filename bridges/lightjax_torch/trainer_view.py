@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import lightjax
+from lightjax.profiler.profiler import Profiler
 from lightjax_torch.logger_view import LoggerView
 from lightjax_torch.trainer_state import TrainerState
 
@@ -202,7 +202,7 @@ class TrainerView:
     @property
     def checkpoint_callbacks(self) -> list[Any]:
         """The callbacks that save."""
-        return [one for one in self.callbacks if isinstance(one, lightjax.ModelCheckpoint)]
+        return self._callbacks_of(lightjax.ModelCheckpoint)
 
     @property
     def checkpoint_callback(self) -> Any:
@@ -212,7 +212,7 @@ class TrainerView:
     @property
     def early_stopping_callbacks(self) -> list[Any]:
         """The callbacks that end a run early."""
-        return [one for one in self.callbacks if isinstance(one, lightjax.EarlyStopping)]
+        return self._callbacks_of(lightjax.EarlyStopping)
 
     @property
     def early_stopping_callback(self) -> Any:
@@ -223,7 +223,7 @@ class TrainerView:
     def profiler(self) -> Any:
         """What times actions: `with self.trainer.profiler.profile("my work"):`."""
         run = self._engine.run
-        return _NoProfiler() if run is None else run.profiler
+        return Profiler() if run is None else run.profiler
 
     @property
     def device_ids(self) -> list[int]:
@@ -278,6 +278,9 @@ class TrainerView:
         if self.is_global_zero:
             print(*args, **kwargs)
 
+    def _callbacks_of(self, kind: type) -> list[Any]:
+        return [one for one in self.callbacks if isinstance(one, kind)]
+
     def _reduce_decision(self, decision: bool, all: bool = True) -> bool:
         found = self._engine.processes.gathered(bool(decision))
         return min(found) if all else max(found)
@@ -294,10 +297,3 @@ class TrainerView:
         raise AttributeError(
             f"self.trainer.{name} was read, which lightjax's trainer does not have; it has: {', '.join(known)}."
         )
-
-
-class _NoProfiler:
-    """Times nothing: nothing runs yet."""
-
-    def profile(self, action: str) -> AbstractContextManager[None]:
-        return nullcontext()

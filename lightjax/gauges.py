@@ -63,6 +63,8 @@ class Gauges:
             return read
         self.clock.tick(step)
         if first:
+            with self.clock.excluded():
+                self._learning_rates(state)  # compiled now, while all is
             return read
         self._looked_s = now_s
         values = self._memory(state)
@@ -71,9 +73,7 @@ class Gauges:
             if self.examples is not None:
                 values["examples_per_s"] = rate * batches * self.examples
 
-        with self.clock.excluded():  # the first time it is compiled
-            rates = self._learning_rates(state)
-        measured = own()
+        rates, measured = self._learning_rates(state), own()
 
         def read_with_gauges() -> Iterator[Report]:
             *before, last = read()

@@ -59,9 +59,12 @@ class History:
       sink: gets the scalars of every report.
       file: keeps the reports for a run that is resumed, one line of JSON each; None for nowhere.
       profiler: notes how long reading and passing on take.
+      of_training: whether reports belong to epochs; the sink is not told one that an evaluation alone does not know.
     """
 
-    def __init__(self, sink: Sink, file: Path | None = None, profiler: Profiler | None = None) -> None:
+    def __init__(
+        self, sink: Sink, file: Path | None = None, profiler: Profiler | None = None, *, of_training: bool = True
+    ) -> None:
         self.rows: list[dict[str, Any]] = []
         self.latest: dict[str, Any] = {}
         self.reported_at: dict[str, int] = {}
@@ -69,6 +72,7 @@ class History:
         self.file = file
         self._sink = sink
         self._profiler = profiler or Profiler()
+        self._of_training = of_training
         self._unwritten: list[Report] = []
         self._promised: deque[tuple[int, Callable[[], Iterable[Report]]]] = deque()
 
@@ -130,8 +134,9 @@ class History:
         self._keep(report)
         self._unwritten.append(report)
         scalars = {name: value for name, value in report.values.items() if isinstance(value, float)}
+        epoch = {"epoch": report.epoch} if self._of_training else {}
         with self._profiler.profile("logging"):
-            self._sink.log_metrics(report.step, {"epoch": report.epoch, **scalars, **report.gauges})
+            self._sink.log_metrics(report.step, {**epoch, **scalars, **report.gauges})
 
     def _keep(self, report: Report) -> None:
         step, epoch, values, _ = report

@@ -80,7 +80,8 @@ def _running(trainer: Trainer, engine: Engine, state: Any, stage: Stage) -> Iter
     """
     main = distributed.is_main()
     logger = LoggerCollection(map(in_background, trainer.loggers if trainer.directory and main else ()))
-    run = Run(trainer, engine, state, History(logger), logger, None, trainer.directory, stage)
+    history = History(logger, of_training=False)
+    run = Run(trainer, engine, state, history, logger, None, trainer.directory, stage)
     with ExitStack() as closing:
         closing.callback(engine.close)
         closing.callback(logger.finish)

@@ -36,6 +36,15 @@ def test_a_run_leaves_everything_in_one_directory(capsys, tmp_path):
     assert second.directory == tmp_path / "version_1"
 
 
+def test_an_evaluation_after_training_leaves_the_epoch_of_its_row_alone(tmp_path):
+    trainer = lj.Trainer(max_epochs=3, default_root_dir=tmp_path, enable_progress_bar=False)
+    result = trainer.fit(linear_task(), loader())
+    tested = trainer.test(linear_task(), loader(8))
+    with open(result.directory / "metrics.csv") as file:
+        last = list(csv.DictReader(file))[-1]
+    assert (last["step"], last["epoch"], float(last["test/loss"])) == ("15", "2", tested["test/loss"])
+
+
 def test_a_run_without_files_writes_none(tmp_path, capsys):
     result = quiet(max_epochs=1).fit(linear_task(), loader(), loader())
     assert result.directory is None

@@ -201,11 +201,12 @@ def _tensor_to_numpy(tensor: torch.Tensor, path: str) -> np.ndarray:
             "convert it first, for example with tensor.to(torch.float32)"
         )
     try:
-        # The casts undo lazy conjugation and negation; cpu() and contiguous() copy only where they must.
+        # The casts undo lazy conjugation and negation; cpu() and contiguous() copy only where they must. Force is for
+        # the zeros that torch's backward passes make without memory.
         dense = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
         if bits is None:
-            return np.array(dense.numpy())
-        return np.array(dense.view(bits[1]).numpy()).view(bits[0])
+            return np.array(dense.numpy(force=True))
+        return np.array(dense.view(bits[1]).numpy(force=True)).view(bits[0])
     except (RuntimeError, TypeError) as error:  # NotImplementedError, from meta tensors, is a RuntimeError
         raise ConversionError(
             f"leaf {path!r} is a {type(tensor).__name__} on {tensor.device} that holds no data of its own "

@@ -202,6 +202,11 @@ def test_registered_pytrees_keep_their_type():
     assert jax.tree.structure(to_jax(tensors)) == jax.tree.structure(state)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_zeros_that_torch_makes_without_memory_become_zeros(dtype):
+    np.testing.assert_array_equal(to_jax(torch._efficientzerotensor((2, 3), dtype=dtype)), np.zeros((2, 3)))
+
+
 def test_64_bits_become_32_where_the_values_fit():
     limits = torch.tensor([-(2**31), 2**31 - 1])
     assert to_jax(limits).dtype == jnp.int32

@@ -27,6 +27,7 @@ def _new_filled(value: Any) -> Rule:
 lower_all(
     {
         aten.zeros.default: _filled(0),
+        aten._efficientzerotensor.default: _filled(0),
         aten.ones.default: _filled(1),
         aten.empty.memory_format: _filled(0),
         aten.empty_permuted.default: lambda size, layout, dtype=None, **_: _filled(0)(size, dtype),

@@ -199,6 +199,16 @@ def householder_product(x: jax.Array, tau: jax.Array) -> jax.Array:
     return jax.lax.linalg.householder_product(x, tau)
 
 
+@lowers(aten.ormqr.default)
+def multiply_by_householder_product(
+    x: jax.Array, tau: jax.Array, other: jax.Array, left: bool = True, transpose: bool = False
+) -> jax.Array:
+    """A matrix times the whole square product of reflections, or its adjoint, from either side."""
+    if not tau.size or not other.size:
+        return other  # of no reflections the product is one
+    return jax.lax.linalg.ormqr(x, tau, other, left=left, transpose=transpose)
+
+
 @lowers(aten.geqrf.default)
 def geqrf(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The QR decomposition as LAPACK keeps it: the triangle, and reflections under it."""

@@ -313,7 +313,9 @@ def _difference(op: Any, ours: Any, theirs: Any) -> str:
         return f"dtype {ours.dtype}, not {theirs.dtype}"
     expected = theirs.detach().resolve_conj().resolve_neg()
     expected = (
-        np.asarray(jnp.asarray(expected.float().numpy())) if expected.dtype is torch.bfloat16 else expected.numpy()
+        np.asarray(jnp.asarray(expected.float().numpy()))
+        if expected.dtype is torch.bfloat16
+        else expected.numpy(force=True)
     )
     found = np.asarray(ours).astype(expected.dtype)
     rtol, atol = tolerances(op, theirs.dtype)

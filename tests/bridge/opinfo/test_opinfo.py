@@ -13,7 +13,7 @@ from tests.bridge.opinfo.samples import differentiable, operators, run, samples 
 SAMPLED = {
     *("addmm", "atan2", "cumsum", "digamma", "linalg.det", "linalg.inv", "nanmedian", "nn.functional.avg_pool2d"),
     *("nn.functional.conv2d", "nn.functional.grid_sample", "nn.functional.interpolate", "nn.functional.layer_norm"),
-    *("nn.functional.max_pool2d", "nn.functional.pad", "pow", "put", "softmax", "var", "where"),
+    *("nn.functional.max_pool2d", "nn.functional.pad", "ormqr", "pow", "put", "sgn", "softmax", "var", "where"),
 }
 
 

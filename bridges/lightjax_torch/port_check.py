@@ -220,18 +220,25 @@ class _Watch(_Clock):
     def on_fit_start(self, run: Any) -> None:
         """Looks at the state of step 0."""
         self.state = jax.tree.map(lambda leaf: leaf.copy() if hasattr(leaf, "copy") else leaf, run.state)
-        if getattr(self.task.module, "automatic_optimization", True) is False:
-            return
-
-        @jax.jit
-        def gradients(state: Any, key: Any, batch: Any) -> Any:
-            grads, (metrics, _) = lj.grad(self.task._loss)(state.replace(key=key), batch)
-            return dict(grads), metrics["loss"]
-
-        first, second = (gradients(self.state, jax.random.key(seed), self.arrays) for seed in (0, 1))
+        outcome = jax.jit(self._outcome)
+        first, second = (outcome(self.state, jax.random.key(seed), self.arrays) for seed in (0, 1))
         same = jax.tree.map(lambda one, other: np.array_equal(one, other, equal_nan=True), first, second)
         self.random = not all(jax.tree.leaves(same))
-        self.gradients = to_torch(first[0])
+        if self._automatic:
+            self.gradients = to_torch(first[0])
+
+    @property
+    def _automatic(self) -> bool:
+        return getattr(self.task.module, "automatic_optimization", True) is not False
+
+    def _outcome(self, state: Any, key: Any, batch: Any) -> Any:
+        """Returns the gradients and the loss; of a module that optimizes by itself, its parameters after a step."""
+        state = state.replace(key=key)
+        if self._automatic:
+            grads, (metrics, _) = lj.grad(self.task._loss)(state, batch)
+            return dict(grads), metrics["loss"]
+        after, metrics = self.task.train_step(state, batch)
+        return dict(after.params), metrics
 
 
 @contextlib.contextmanager

@@ -48,6 +48,14 @@ class Dropping(Net):
     def training_step(self, batch, batch_idx):
         return torch.nn.functional.dropout(super().training_step(batch, batch_idx) + batch[0]).mean()
 
+class Sampling(Net):
+    automatic_optimization = False
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step((batch[0] + torch.randn(3), batch[1]), batch_idx))
+        optimizer.step()
+
 class Needy(Net):
     def __init__(self, width):
         super().__init__()
@@ -112,8 +120,9 @@ def test_what_cannot_be_ported_is_told_with_its_line(script, capsys):
     assert "user_models.py:22" in lines[0]
 
 
-def test_a_random_step_is_compared_operation_by_operation(script, capsys):
-    assert run(script, "Dropping", "--check", "--steps", "1", "--json") == 0
+@pytest.mark.parametrize("name", ["Dropping", "Sampling"])
+def test_a_random_step_is_compared_operation_by_operation(script, name, capsys):
+    assert run(script, name, "--check", "--steps", "1", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["random"]
     assert found["agrees"]

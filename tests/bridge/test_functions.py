@@ -1,5 +1,6 @@
-"""Functions that depend on values in torch, and have a fixed shape in a port."""
+"""Functions of torch whose results tell of values that they cannot use, or that depend on values, in a port."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -22,3 +23,42 @@ def test_bincount_counts_and_shows_what_has_no_place():
         np.testing.assert_array_equal(np.asarray(found), Counts()(*given).numpy())
         wrong = np.asarray(counts({}, {}, larger.numpy(), *(one.numpy() for one in given[1:]))[0])
         assert np.isnan(wrong).all() or (wrong == -(2**31)).all()
+
+
+_ONES = torch.ones(3, 1)
+_SYMMETRIC = torch.tensor([[4.0, 2.0, 0.0], [2.0, 5.0, 1.0], [0.0, 1.0, 3.0]])
+_SINGULAR = torch.tensor([[2.0, 2.0, 2.0], [1.0, 1.0, 1.0], [0.0, 1.0, 3.0]])
+
+
+@pytest.mark.parametrize(
+    ("info", "broken"),
+    [
+        (lambda x: torch.linalg.cholesky_ex(x).info, torch.stack([_SYMMETRIC - 3 * torch.eye(3), -_SYMMETRIC])),
+        (lambda x: torch.linalg.cholesky_ex(x, upper=True).info, torch.stack([_SYMMETRIC - 3, _SYMMETRIC * torch.nan])),
+        (lambda x: torch.linalg.inv_ex(x).info, torch.stack([_SINGULAR, 0 * _SYMMETRIC])),
+        (lambda x: torch.linalg.lu_factor_ex(x).info, torch.stack([_SINGULAR, _SINGULAR.flip(-1)])),
+        (lambda x: torch.linalg.solve_ex(x, _ONES).info, torch.stack([_SINGULAR, 0 * _SYMMETRIC])),
+    ],
+    ids=["cholesky", "upper cholesky", "inverse", "lu", "solve"],
+)
+def test_a_decomposition_says_where_it_fails(info, broken):
+    x = torch.cat([_SYMMETRIC[None], broken])
+    found, *_ = lightjax_torch.jax_function(info, x)
+    np.testing.assert_array_equal(np.asarray(found({}, {}, x.numpy())[0]), info(x).numpy())
+    assert info(x)[0] == 0
+    assert info(x).count_nonzero() == 2
+
+
+def test_a_decomposition_that_fails_gives_way_to_another_one_with_its_gradient():
+    def decomposed_where_it_can_be(x):
+        failed = torch.linalg.cholesky_ex(x).info
+        safe = torch.linalg.cholesky(torch.where(failed[..., None, None] > 0, torch.eye(3), x))
+        return safe.square().sum((-1, -2)) * (1 + failed)
+
+    x = torch.stack([_SYMMETRIC, -_SYMMETRIC]).requires_grad_()
+    expected = decomposed_where_it_can_be(x)
+    (gradient,) = torch.autograd.grad(expected.sum(), [x])
+    found, *_ = lightjax_torch.jax_function(decomposed_where_it_can_be, x.detach().requires_grad_())
+    ours, theirs = jax.value_and_grad(lambda x: found({}, {}, x)[0].sum())(x.detach().numpy())
+    np.testing.assert_allclose(np.asarray(ours), expected.sum().item(), rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(theirs), gradient.numpy(), atol=1e-6)

@@ -10,8 +10,38 @@ import jax.numpy as jnp
 from lightjax_torch.lowering.table import aten, lower_all, lowers
 
 
-def _no_error(x: jax.Array) -> jax.Array:
-    return jnp.zeros(x.shape[:-2], jnp.int32)
+def _hermitian(x: jax.Array, upper: bool) -> jax.Array:
+    """Returns the symmetric matrix that one triangle holds."""
+    strict = jnp.triu(x, 1) if upper else jnp.tril(x, -1)
+    diagonal = jnp.real(x) * jnp.eye(x.shape[-1], dtype=jnp.real(x).dtype)
+    return strict + jnp.conj(jnp.swapaxes(strict, -1, -2)) + diagonal
+
+
+def _order_not_positive(x: jax.Array, upper: bool) -> jax.Array:
+    """Returns the order of the first leading minor that is not positive, 0 where all are: LAPACK's word on a failure.
+
+    It costs an elimination beside the decomposition's; compilers drop it where nothing reads it.
+    """
+    order = jnp.zeros(x.shape[:-2], jnp.int32)
+    if not x.size:
+        return order
+
+    def eliminate(k: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        rest, order = state
+        pivot = jnp.real(rest[..., k, k])
+        order = jnp.where((order == 0) & ~(pivot > 0), k + 1, order).astype(jnp.int32)
+        column = rest[..., :, k]
+        return rest - column[..., :, None] * jnp.conj(column)[..., None, :] / pivot[..., None, None], order
+
+    return jax.lax.fori_loop(0, x.shape[-1], eliminate, (jax.lax.stop_gradient(_hermitian(x, upper)), order))[1]
+
+
+def _zero_pivot(lu: jax.Array) -> jax.Array:
+    """Returns the place, from 1, of the first pivot that is zero; 0 where none is."""
+    if not lu.size:
+        return jnp.zeros(lu.shape[:-2], jnp.int32)
+    zero = jnp.diagonal(lu, axis1=-2, axis2=-1) == 0
+    return jnp.where(jnp.any(zero, -1), jnp.argmax(zero, -1) + 1, 0).astype(jnp.int32)
 
 
 @lowers(aten._linalg_svd.default)
@@ -28,9 +58,7 @@ def svd(
 @lowers(aten._linalg_eigh.default)
 def eigh(x: jax.Array, uplo: str = "L", compute_v: bool = True) -> tuple[jax.Array, jax.Array]:
     """Eigenvalues and eigenvectors of the symmetric matrix that one triangle holds."""
-    strict = jnp.tril(x, -1) if uplo == "L" else jnp.triu(x, 1)
-    diagonal = jnp.real(x) * jnp.eye(x.shape[-1], dtype=jnp.real(x).dtype)
-    values, vectors = jnp.linalg.eigh(strict + jnp.conj(jnp.swapaxes(strict, -1, -2)) + diagonal)
+    values, vectors = jnp.linalg.eigh(_hermitian(x, uplo == "U"))
     return values, vectors
 
 
@@ -43,7 +71,8 @@ def solve(a: jax.Array, b: jax.Array, *, left: bool = True, check_errors: bool =
         found = jnp.linalg.solve(a, right)
     else:
         found = jnp.swapaxes(jnp.linalg.solve(jnp.swapaxes(a, -1, -2), jnp.swapaxes(right, -1, -2)), -1, -2)
-    return found[..., 0] if vector else found, *_lu(a), _no_error(a)
+    lu, pivots = _lu(a)
+    return found[..., 0] if vector else found, lu, pivots, _zero_pivot(lu)
 
 
 def _lu(a: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -93,10 +122,10 @@ def _log_determinant(x: jax.Array) -> tuple[jax.Array, ...]:
 
 lower_all(
     {
-        aten.linalg_inv_ex.default: lambda x, check_errors=False: (jnp.linalg.inv(x), _no_error(x)),
+        aten.linalg_inv_ex.default: lambda x, check_errors=False: (jnp.linalg.inv(x), _zero_pivot(_lu(x)[0])),
         aten.linalg_cholesky_ex.default: lambda x, upper=False, check_errors=False: (
             jnp.linalg.cholesky(x, upper=upper, symmetrize_input=False),
-            _no_error(x),
+            _order_not_positive(x, upper),
         ),
         aten._linalg_det.default: _determinant,
         aten._linalg_slogdet.default: _log_determinant,
@@ -136,7 +165,8 @@ def lu_factor(x: jax.Array, *, pivot: bool = True, check_errors: bool = False) -
     """The decomposition as one matrix, and its exchanged rows."""
     if not pivot:
         raise NotImplementedError("without pivoting")
-    return *_lu(x), _no_error(x)
+    lu, pivots = _lu(x)
+    return lu, pivots, _zero_pivot(lu)
 
 
 @lowers(aten.linalg_pinv.atol_rtol_tensor)

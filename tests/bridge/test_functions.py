@@ -7,6 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import lightjax_torch  # noqa: E402
+from lightjax_torch.lowering import TABLE  # noqa: E402
 
 
 class Counts(torch.nn.Module):
@@ -62,3 +63,38 @@ def test_a_decomposition_that_fails_gives_way_to_another_one_with_its_gradient()
     ours, theirs = jax.value_and_grad(lambda x: found({}, {}, x)[0].sum())(x.detach().numpy())
     np.testing.assert_allclose(np.asarray(ours), expected.sum().item(), rtol=1e-6)
     np.testing.assert_allclose(np.asarray(theirs), gradient.numpy(), atol=1e-6)
+
+
+def test_a_mask_takes_as_many_values_as_it_has_true_elements():
+    x, mask = torch.arange(24.0).reshape(2, 4, 3), torch.tensor([True, False, True, True])
+    write = torch.ops.aten.index_put.default
+    for values in (torch.tensor(7.0), torch.arange(18.0).reshape(2, 3, 3), torch.arange(3.0), torch.ones(2, 1, 3)):
+        found = TABLE[write](x.numpy(), [None, mask.numpy()], values.numpy())
+        np.testing.assert_array_equal(np.asarray(found), write(x, [None, mask], values).numpy())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_of_bags_with_the_gradient_of_their_rows(dtype):
+    """In float32 torch does not say which bag an index is in."""
+    table = torch.rand(6, 3, dtype=dtype, requires_grad=True)
+    indices, offsets = torch.tensor([1, 5, 2, 2, 0]), torch.tensor([0, 2, 2])
+
+    def squares(table, indices, offsets):
+        return (torch.nn.functional.embedding_bag(indices, table, offsets, mode="sum") ** 2).sum()
+
+    value = squares(table, indices, offsets)
+    value.backward()
+    with jax.enable_x64(dtype is torch.float64):
+        fn, *_ = lightjax_torch.jax_function(squares, table, indices, offsets)
+        found, gradient = jax.value_and_grad(lambda table: fn({}, {}, table, indices.numpy(), offsets.numpy())[0])(
+            table.detach().numpy()
+        )
+    np.testing.assert_allclose(found, value.item(), rtol=1e-6)
+    np.testing.assert_allclose(gradient, table.grad.numpy(), rtol=1e-6)
+
+
+def test_windows_of_an_empty_batch():
+    x = torch.zeros(0, 2, 5, 4)
+    unfold = torch.nn.Unfold((2, 3), dilation=2, padding=1, stride=(1, 2))
+    fn, *_ = lightjax_torch.jax_function(unfold, x)
+    assert fn({}, {}, x.numpy())[0].shape == tuple(unfold(x).shape)

@@ -6,10 +6,12 @@ differentiated hold torch's backward operations, which have rules, too.
 """
 
 from lightjax_torch.lowering import (
+    bessel,
     convolution,
     creation,
     elementwise,
     fourier,
+    histograms,
     indexing,
     linalg,
     losses,
@@ -28,10 +30,12 @@ from lightjax_torch.lowering.table import TABLE, register_lowering
 
 __all__ = [
     "TABLE",
+    "bessel",
     "convolution",
     "creation",
     "elementwise",
     "fourier",
+    "histograms",
     "indexing",
     "linalg",
     "losses",

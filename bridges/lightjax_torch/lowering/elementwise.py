@@ -185,6 +185,8 @@ def divide(a: Any, b: Any, rounding_mode: str | None = None) -> Any:
 @lowers(aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar)
 def power(x: Any, exponent: Any) -> Any:
     """Powers; whole exponents by multiplication, as torch has them."""
+    if jnp.result_type(x) == jnp.bool_ and isinstance(exponent, int) and not isinstance(exponent, bool):
+        x = jnp.asarray(x, jnp.int32)
     if isinstance(exponent, int | float) and float(exponent).is_integer() and abs(exponent) <= 64:
         whole = is_inexact(x) or exponent >= 0
         return lax.integer_pow(x if whole else x.astype(jnp.float32), int(exponent))

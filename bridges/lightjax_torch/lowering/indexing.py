@@ -58,7 +58,7 @@ def embedding_bag(
 ) -> tuple[jax.Array, ...]:
     """Sums (0), means (1) or maxima (2) of bags of rows."""
     bags = offsets.shape[0] - include_last_offset
-    bag = jnp.searchsorted(offsets, jnp.arange(indices.shape[0]), side="right") - 1
+    bag = _bags(offsets, indices)
     rows = jnp.take(weight, indices, axis=0)
     counted = (indices != padding_idx)[:, None]
     counts = jax.ops.segment_sum(counted[:, 0].astype(weight.dtype), bag, bags)
@@ -75,7 +75,14 @@ def embedding_bag(
         found = jax.ops.segment_sum(jnp.where(counted, rows, 0), bag, bags)
         found = found / jnp.maximum(counts, 1)[:, None] if mode == 1 else found
         largest_indices = counts
-    return found, bag, counts, largest_indices
+    # What bag an index is in, torch leaves out where it has no use for it.
+    is_left_out = mode == 0 and padding_idx < 0 and weight.dtype in (jnp.float32, jnp.float16)
+    return found, bag[:0] if is_left_out else bag, counts, largest_indices
+
+
+def _bags(offsets: jax.Array, indices: jax.Array) -> jax.Array:
+    """Returns the bag of every index."""
+    return jnp.searchsorted(offsets, jnp.arange(indices.shape[0]), side="right") - 1
 
 
 @lowers(aten._embedding_bag_dense_backward.default)
@@ -121,6 +128,7 @@ def embedding_bag_any_backward(
     padding_idx: int = -1,
 ) -> jax.Array:
     """The same, asked for in another order; a sparse gradient is dense here."""
+    bag = bag if bag.size else _bags(offsets, indices)
     options = (num_weights, scale_by_freq, mode, per_sample_weights, padding_idx)
     return embedding_bag_backward(g, indices, bag, counts, largest_indices, *options)
 
@@ -136,6 +144,7 @@ def embedding_bag_weights_backward(
     padding_idx: int = -1,
 ) -> jax.Array:
     """The gradient of the weights of the rows of bags."""
+    bag = bag if bag.size else _bags(offsets, indices)
     found = jnp.sum(g[bag] * jnp.take(weight, indices, axis=0), -1)
     return jnp.where(indices != padding_idx, found, 0)
 
@@ -160,6 +169,8 @@ def masked_index(x: jax.Array, mask: jax.Array, indices: Sequence[Any], fill: An
 @lowers(aten._unsafe_masked_index_put_accumulate.default)
 def masked_index_put(x: jax.Array, mask: jax.Array, indices: Sequence[Any], values: jax.Array) -> jax.Array:
     """Adds values at the places where the mask holds."""
+    if x.dtype == jnp.bool_:
+        return masked_index_put(x.astype(jnp.int32), mask, indices, values) != 0
     inside = [None if one is None else jnp.clip(one, 0, x.shape[d] - 1) for d, one in enumerate(indices)]
     return x.at[_places(inside)].add(jnp.where(mask, values, 0).astype(x.dtype))
 
@@ -168,17 +179,32 @@ def masked_index_put(x: jax.Array, mask: jax.Array, indices: Sequence[Any], valu
 def index_put(x: jax.Array, indices: Sequence[Any], values: jax.Array, accumulate: bool = False) -> jax.Array:
     """X with values written, or added, at places; a mask needs a value that fits everywhere."""
     values = values.astype(x.dtype)
+    if x.dtype == jnp.bool_ and accumulate:
+        return index_put(x.astype(jnp.int32), indices, values, accumulate) != 0
     masks = [place for place, one in enumerate(indices) if one is not None and one.dtype == jnp.bool_]
     if masks:
-        (place,) = masks
-        mask = indices[place]
-        if len([one for one in indices if one is not None]) > 1 or values.size != 1:
-            raise NotImplementedError("x[mask] = values writes as many values as the mask has true elements")
-        mask = mask.reshape((1,) * place + mask.shape + (1,) * (x.ndim - place - mask.ndim))
-        value = values.reshape(())
-        return jnp.where(mask, x + value if accumulate else value, x)
+        if len([one for one in indices if one is not None]) > 1:
+            raise NotImplementedError("a mask among other indices writes as many values as it has true elements")
+        return _masked_put(x, indices[masks[0]], masks[0], values, accumulate)
     at = x.at[_places(indices)]
     return at.add(values) if accumulate else at.set(values)
+
+
+def _masked_put(x: jax.Array, mask: jax.Array, place: int, values: jax.Array, accumulate: bool) -> jax.Array:
+    """X with the places of a mask of the dimensions from `place` on written, in order."""
+    rest = x.shape[place + mask.ndim :]
+    along = values.ndim - len(rest) - 1  # the dimension of values that counts the mask's true elements
+    if values.size != 1 and along >= 0 and values.shape[along] != 1:
+        order = jnp.cumsum(mask.ravel()) - 1
+        mask = mask & (order < values.shape[along]).reshape(mask.shape)
+        values = jnp.take(values, jnp.clip(order, 0, values.shape[along] - 1), axis=along)
+        values = values.reshape(*values.shape[:along], *mask.shape, *values.shape[along + 1 :])
+    elif values.size == 1:
+        values = values.reshape(())
+    elif along >= 0:
+        values = jnp.expand_dims(values, range(along, along + mask.ndim - 1))
+    mask = mask.reshape((1,) * place + mask.shape + (1,) * len(rest))
+    return jnp.where(mask, x + values if accumulate else values, x)
 
 
 def _rows(index: jax.Array, dim: int) -> tuple[Any, ...]:
@@ -333,6 +359,8 @@ def nonzero_static(x: jax.Array, *, size: int, fill_value: int = -1) -> jax.Arra
     """The places of the first elements that are not zero."""
     if not x.ndim:
         return jnp.zeros((size, 0), jnp.int32)
+    if not x.size:
+        return jnp.full((size, x.ndim), fill_value, jnp.int32)
     return jnp.stack(jnp.nonzero(x, size=size, fill_value=fill_value), -1)
 
 

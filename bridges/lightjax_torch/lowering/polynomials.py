@@ -1,4 +1,4 @@
-"""Orthogonal polynomials, and the Bessel functions that JAX has."""
+"""Orthogonal polynomials."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import torch
 from jax import lax
 
 from lightjax_torch.lowering.table import aten, floating, lower_all
@@ -75,23 +74,5 @@ lower_all(
         aten.special_legendre_polynomial_p: _polynomial(
             lambda x: x, lambda k, x, value, previous: ((2 * k + 1) * x * value - k * previous) / (k + 1)
         ),
-    }
-)
-
-
-def _spherical_bessel(x: jax.Array) -> jax.Array:
-    x = floating(x)
-    squared = x * x
-    near = 1 - squared / 6 * (1 - squared / 20 * (1 - squared / 42 * (1 - squared / 72 * (1 - squared / 110))))
-    far = jnp.where(jnp.isinf(x), 0, jnp.sin(x) / jnp.where(x == 0, 1, x))
-    return jnp.where(jnp.abs(x) < 0.5, near, far)
-
-
-lower_all(
-    {
-        aten.special_modified_bessel_i0.default: lambda x: jax.scipy.special.i0(floating(x)),
-        aten.special_modified_bessel_i1.default: lambda x: jax.scipy.special.i1(floating(x)),
-        torch.ops.prims.spherical_bessel_j0.default: _spherical_bessel,
-        aten.special_spherical_bessel_j0.default: _spherical_bessel,
     }
 )

@@ -89,6 +89,8 @@ def _max_pool_backward(
 
 
 def _add_at_places(image: jax.Array, g: jax.Array, places: jax.Array, n: int) -> jax.Array:
+    if not image.size:
+        return image
     rows = math.prod(image.shape[:-n])
     flat = image.reshape(rows, -1)
     flat = flat.at[jnp.arange(rows)[:, None], places.reshape(rows, -1)].add(g.reshape(rows, -1))
@@ -158,7 +160,7 @@ def adaptive_max_pool(x: jax.Array, sizes: Sequence[int]) -> tuple[jax.Array, ja
             slice((i * size) // wanted, -(-(i + 1) * size // wanted))
             for i, size, wanted in zip(cell, shape, sizes, strict=True)
         )
-        inside = x[(..., *window)].reshape(*x.shape[:-n], -1)
+        inside = x[(..., *window)].reshape(*x.shape[:-n], numbered[window].size)
         best = jnp.argmax(inside, -1)
         values.append(jnp.take_along_axis(inside, best[..., None], -1)[..., 0])
         places.append(jnp.asarray(numbered[window].ravel())[best])
@@ -202,6 +204,8 @@ lower_all(
 def max_unpool(x: jax.Array, places: jax.Array, size: Sequence[int]) -> jax.Array:
     """Puts elements back where a pooling found them."""
     image = jnp.zeros((*x.shape[:-2], *size), x.dtype)
+    if not image.size:
+        return image
     rows = math.prod(x.shape[:-2])
     flat = image.reshape(rows, -1).at[jnp.arange(rows)[:, None], places.reshape(rows, -1)].set(x.reshape(rows, -1))
     return flat.reshape(image.shape)
@@ -225,20 +229,20 @@ def _fractional_max_pool(
     n = len(order)
     kernel = per_dimension(kernel, n)
     shape = x.shape[-n:]
-    images = x.reshape(-1, *x.shape[-n - 1 :])
+    images = x if x.ndim > n + 1 else x[None]
     starts = [
         _fractional_starts(extent, window, count, samples[..., place])
         for extent, window, count, place in zip(shape, kernel, sizes, order, strict=True)
     ]
-    flat = images.reshape(*images.shape[:2], -1)
+    flat = images.reshape(*images.shape[:2], math.prod(shape))
     values: Any = None
     places: Any = None
     for offset in np.ndindex(*kernel):
         place: Any = 0
         for dim, (start, begin, size) in enumerate(zip(starts, offset, shape, strict=True)):
-            along = (start + begin).reshape(*start.shape[:2], *(-1 if d == dim else 1 for d in range(n)))
+            along = jnp.expand_dims(start + begin, [2 + d for d in range(n) if d != dim])
             place = place * size + along
-        value = jnp.take_along_axis(flat, place.reshape(*flat.shape[:2], -1), -1).reshape(place.shape)
+        value = jnp.take_along_axis(flat, place.reshape(*flat.shape[:2], math.prod(sizes)), -1).reshape(place.shape)
         if values is None:
             values, places = value, place
         else:

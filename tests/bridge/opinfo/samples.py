@@ -92,9 +92,11 @@ def tolerances(op: Any, dtype: torch.dtype) -> tuple[float, float]:
     """Returns the largest relative and absolute difference that the database grants an operator on the CPU."""
     rtol, atol = _TOLERANCES.get(dtype, (0.0, 0.0))
     for info in op.decorators:
-        if not isinstance(info, DecorateInfo) or info.device_type not in (None, "cpu"):
-            continue
-        for decorator in info.decorators:
+        if isinstance(info, DecorateInfo):
+            decorators = info.decorators if info.device_type in (None, "cpu") else []
+        else:
+            decorators = [info]  # of every test and device
+        for decorator in decorators:
             if isinstance(decorator, toleranceOverride | precisionOverride):
                 given = decorator.d.get(dtype)
                 rtol = max(rtol, getattr(given, "rtol", 0.0))

@@ -230,6 +230,7 @@ def _fractional_max_pool(
     kernel = per_dimension(kernel, n)
     shape = x.shape[-n:]
     images = x if x.ndim > n + 1 else x[None]
+    samples = samples[: images.shape[0]]  # torch takes samples of more images than there are
     starts = [
         _fractional_starts(extent, window, count, samples[..., place])
         for extent, window, count, place in zip(shape, kernel, sizes, order, strict=True)

@@ -264,7 +264,15 @@ class Capture:
                 f"{', '.join(changed)}. Before the backward pass they are the optimizer's to change: write in "
                 f"on_train_batch_end, or {WAY_OUT}."
             )
-        places = zip(state.items(), inputs[len(trained) : len(trained) + len(state)], strict=True)
+        places = list(zip(state.items(), inputs[len(trained) : len(trained) + len(state)], strict=True))
+        for (name, node), place in places:
+            was, is_now = (list(one.meta["val"].shape) for one in (place, node))
+            if was != is_now:
+                raise CaptureError(
+                    f"{type(self.module).__name__}.{self.part.name} changes the shape of {name} from {was} to {is_now}, and "
+                    "a compiled step has a state of fixed shape. What only takes its shape from the first batch has it "
+                    f"after one call before porting: with torch.no_grad(): module(batch); or {WAY_OUT}."
+                )
         written = [name for (name, node), place in places if origin(node) is not place]
         if written and self.part.stage != "train":
             raise _state_in_evaluation(self.part.name, written)

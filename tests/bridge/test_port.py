@@ -321,6 +321,7 @@ class Bad(Module):
     def __init__(self, step):
         super().__init__()
         self.layer, self.step, self.count = nn.Linear(3, 1), step, 0
+        self.register_buffer("places", torch.zeros(1))
 
     def training_step(self, batch, batch_idx):
         return self.step(self, batch, batch_idx)
@@ -354,6 +355,12 @@ def collecting(self, batch, batch_idx):
     return loss
 
 
+def resizing(self, batch, batch_idx):
+    if self.places.shape[0] != len(batch[0]):
+        self.places = torch.arange(float(len(batch[0])))
+    return self.loss(batch) + self.places.mean()
+
+
 @pytest.mark.parametrize(
     ("step", "text"),
     [
@@ -362,6 +369,7 @@ def collecting(self, batch, batch_idx):
         (asking_the_trainer, r"test_port\.py:\d+: trainer\.num_training_batches is read, and this task has no trainer"),
         (writing, r"writes into trained parameters in place: layer\.weight"),
         (collecting, r"leaves tensors on attributes that change"),
+        (resizing, r"changes the shape of places from \[1\] to \[4\], .* one call before porting"),
         (lambda self, batch, batch_idx: None, "returned None as its loss"),
         (lambda self, batch, batch_idx: self.layer(batch[0]), r"a tensor of shape \(4, 1\) as its loss"),
         (lambda self, batch, batch_idx: self.log("x", batch[0]), r"self\.log\('x', \.\.\.\) got a tensor of shape"),

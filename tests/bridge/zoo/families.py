@@ -152,6 +152,8 @@ _MODELS: dict[str, tuple[int, dict[str, Any]]] = {
     "deepseek_vit_412m": (32, {"embed_dim": 32, "depth": 2, "num_heads": 4}),
 }
 NAMES = list(_MODELS)
+# Of these a buffer takes its shape from the first batch.
+_SHAPED_BY_A_BATCH = {"convit_tiny"}
 
 
 def build(name: str) -> Model:
@@ -169,6 +171,9 @@ def build(name: str) -> Model:
                 setattr(part, probability, 0.0)
     # The last maps are of one pixel: a BatchNorm of two of them would be a sign, and its gradient rounding.
     batch = {"images": torch.randn(4, 3, size, size), "labels": torch.tensor([1, 3, 0, 2])}
+    if name in _SHAPED_BY_A_BATCH:
+        with torch.no_grad():
+            module(batch["images"])
     return Model(module.train(), batch, _classify)
 
 

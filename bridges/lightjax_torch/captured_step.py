@@ -269,9 +269,9 @@ class Capture:
             was, is_now = (list(one.meta["val"].shape) for one in (place, node))
             if was != is_now:
                 raise CaptureError(
-                    f"{type(self.module).__name__}.{self.part.name} changes the shape of {name} from {was} to {is_now}, and "
-                    "a compiled step has a state of fixed shape. What only takes its shape from the first batch has it "
-                    f"after one call before porting: with torch.no_grad(): module(batch); or {WAY_OUT}."
+                    f"{type(self.module).__name__}.{self.part.name} changes the shape of {name} from {was} to "
+                    f"{is_now}, and a compiled step has a state of fixed shape. What only takes its shape from the "
+                    f"first batch has it after one call before porting, torch.no_grad() around it; or {WAY_OUT}."
                 )
         written = [name for (name, node), place in places if origin(node) is not place]
         if written and self.part.stage != "train":

@@ -216,12 +216,13 @@ def torchax_runner(name: str) -> Runner:
     import torch
     import torchax
     from torchax import interop
+    from torchax.ops import mappings
 
     net, batch = bridge_torch.make(name)
     trained = {key for key, p in net.named_parameters() if p.requires_grad}
     with torchax.default_env():
-        weights, apply = interop.extract_jax(net)
-        arrays = tuple(torchax.tensor.t2j(tensor) for tensor in batch)
+        weights, apply = torchax.extract_jax(net)
+        arrays = tuple(mappings.t2j(tensor) for tensor in batch)
     env = torchax.default_env()
 
     def make() -> tuple[Any, Callable[..., Any], Any]:

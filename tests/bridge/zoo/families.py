@@ -134,7 +134,7 @@ _MODELS: dict[str, tuple[int, dict[str, Any]]] = {
     "tresnet_m": (64, {"layers": (1, 1, 1, 1)}),
     "twins_svt_small": (64, {"depths": (1, 1, 1, 1)}),
     "twins_pcpvt_small": (64, {"depths": (1, 1, 1, 1)}),
-    "vgg11": (32, {"num_features": 64}),
+    "vgg11": (32, {"mlp_ratio": 0.01}),
     "visformer_tiny": (64, {"depth": (1, 1, 1), "embed_dim": 48}),
     "test_vit": (64, {}),
     "vit_tiny_patch16_224": (32, {"embed_dim": 32, "depth": 2, "num_heads": 4}),
@@ -149,7 +149,7 @@ _MODELS: dict[str, tuple[int, dict[str, Any]]] = {
     "xception41": (96, {}),
     "xcit_nano_12_p16_224": (32, {"embed_dim": 32, "depth": 2, "num_heads": 4}),
     "naflexvit_base_patch16_gap": (32, {"embed_dim": 32, "depth": 2, "num_heads": 4}),
-    "deepseek_vit_412m": (32, {"embed_dim": 32, "depth": 2, "num_heads": 4}),
+    "deepseek_vit_412m": (28, {"embed_dim": 32, "depth": 2, "num_heads": 4}),
 }
 NAMES = list(_MODELS)
 # Of these a buffer takes its shape from the first batch.

@@ -18,7 +18,8 @@ def _edges(points: jax.Array, bins: Sequence[int], given: Any) -> list[jax.Array
     found = []
     for dim, count in enumerate(bins):
         if given:
-            found.append(jnp.asarray(_known_edges(count, *given[2 * dim : 2 * dim + 2], np.dtype(points.dtype))))
+            edges = _known_edges(count, given[2 * dim], given[2 * dim + 1], np.dtype(points.dtype))
+            found.append(jnp.asarray(edges))
             continue
         if points.shape[0]:
             low, high = points[:, dim].min(), points[:, dim].max()

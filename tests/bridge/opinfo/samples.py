@@ -294,8 +294,8 @@ def _run(op: Any, sample: Any, dtype: torch.dtype, gradient: bool) -> Outcome:
         for place, (one, other) in enumerate(zip(found, expected, strict=True)):
             if op.name in _TIES and not dtype.is_floating_point and (place or op.name == "argsort"):
                 continue
-            if difference := _difference(op, one, other):
-                return Outcome("wrong", f"{what} {place}: {difference}")
+            if said := difference(op, one, other):
+                return Outcome("wrong", f"{what} {place}: {said}")
     return Outcome("passes")
 
 
@@ -305,7 +305,7 @@ def _short(error: BaseException) -> str:
     return re.sub(r"( at |, )?/\S+\.py:\d+( in \S+:|:)? ?", "", said)[:300]
 
 
-def _difference(op: Any, ours: Any, theirs: Any) -> str:
+def difference(op: Any, ours: Any, theirs: Any) -> str:
     """Says how an array differs from a tensor; nothing if it does not."""
     if theirs is None or ours is None:
         given = theirs if ours is None else ours

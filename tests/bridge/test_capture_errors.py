@@ -27,7 +27,7 @@ def masked(x):
 
 
 def two_unknown(x):
-    return torch.special.airy_ai(x) + torch.linalg.ldl_factor(x).LD
+    return torch.special.airy_ai(x.detach()) + torch.linalg.ldl_factor(x.detach()).LD
 
 
 def sharing(x):
@@ -63,7 +63,7 @@ def test_shapes_that_depend_on_values_name_the_line():
 
 def test_every_operation_without_a_rule_is_listed_at_once():
     with pytest.raises(
-        UnsupportedOperatorError, match=rf"2 operations have.*airy_ai.*{HERE}.*ldl_factor.*register_lowering"
+        UnsupportedOperatorError, match=rf"2 operations have.*ldl_factor.*{HERE}.*airy_ai.*{HERE}.*register_lowering"
     ):
         jax_function(two_unknown, torch.ones(3, 3))
 
@@ -163,10 +163,12 @@ def test_a_users_operator_with_a_users_rule():
 
 
 def test_bfloat16_parameters_are_captured_as_such():
+    torch.manual_seed(0)
     module = nn.Linear(3, 2)
     fn, params, buffers = jax_function(module, torch.ones(4, 3))
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     out, _ = fn(half, buffers, jnp.ones((4, 3), jnp.bfloat16))
     assert out.dtype == jnp.bfloat16
     expected = module.to(torch.bfloat16)(torch.ones(4, 3, dtype=torch.bfloat16)).float().detach().numpy()
-    np.testing.assert_allclose(np.asarray(out, np.float32), expected, rtol=2e-2)
+    # Sums of numbers up to 1 that may cancel, in 8 bits: one of them may be rounded the other way.
+    np.testing.assert_allclose(np.asarray(out, np.float32), expected, rtol=2e-2, atol=2**-7)

@@ -158,10 +158,12 @@ def im2col(
 ) -> jax.Array:
     """Windows as columns, [batch, channels * window, positions]."""
     batched = x if x.ndim == 4 else x[None]
-    if not x.shape[0]:  # an empty batch, which JAX's patches refuse
+    if not batched.shape[0]:  # an empty batch, which JAX's patches refuse
         reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
-        counts = [(n + 2 * p - r) // s + 1 for n, p, r, s in zip(x.shape[2:], padding, reach, stride, strict=True)]
-        return jnp.zeros((0, x.shape[1] * math.prod(kernel), math.prod(counts)), x.dtype)
+        counts = [
+            (n + 2 * p - r) // s + 1 for n, p, r, s in zip(batched.shape[2:], padding, reach, stride, strict=True)
+        ]
+        return jnp.zeros((0, batched.shape[1] * math.prod(kernel), math.prod(counts)), x.dtype)
     windows = lax.conv_general_dilated_patches(
         batched, tuple(kernel), tuple(stride), [(p, p) for p in padding], rhs_dilation=tuple(dilation)
     )

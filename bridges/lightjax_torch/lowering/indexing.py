@@ -177,7 +177,7 @@ def masked_index_put(x: jax.Array, mask: jax.Array, indices: Sequence[Any], valu
 
 @lowers(aten.index_put.default, aten._unsafe_index_put.default)
 def index_put(x: jax.Array, indices: Sequence[Any], values: jax.Array, accumulate: bool = False) -> jax.Array:
-    """X with values written, or added, at places; a mask needs a value that fits everywhere."""
+    """X with values written, or added, at places; a mask stands alone."""
     values = values.astype(x.dtype)
     if x.dtype == jnp.bool_ and accumulate:
         return index_put(x.astype(jnp.int32), indices, values, accumulate) != 0

@@ -1,4 +1,4 @@
-"""Convolutions of one channel a group, which have a way of their own on a CPU, against torch."""
+"""Convolutions that have a way of their own on a CPU, against torch."""
 
 import jax
 import numpy as np
@@ -9,21 +9,30 @@ from torch import nn  # noqa: E402
 
 from lightjax_torch import jax_function  # noqa: E402
 
-# Kind, window, stride, padding, dilation.
-CASES = [
-    (nn.Conv2d, (2, 3), (3, 1), (0, 2), (1, 2)),
-    (nn.Conv1d, 4, 2, 3, 1),
-    (nn.Conv3d, 2, 2, 1, 1),
-    (nn.ConvTranspose2d, 3, 2, 1, 2),
+# Kind, outputs, groups, window, stride, padding, dilation, of six inputs.
+DEPTHWISE = [
+    (nn.Conv2d, 6, 6, (2, 3), (3, 1), (0, 2), (1, 2)),
+    (nn.Conv1d, 6, 6, 4, 2, 3, 1),
+    (nn.Conv3d, 6, 6, 2, 2, 1, 1),
+    (nn.ConvTranspose2d, 6, 6, 3, 2, 1, 2),
+]
+UNSTRIDED = [
+    (nn.Conv2d, 8, 1, (2, 3), 1, (0, 4), 1),
+    (nn.Conv1d, 6, 1, 1, 1, 0, 1),
+    (nn.Conv3d, 7, 1, 3, 1, 1, 1),
+    (nn.Conv2d, 8, 1, 3, 1, 2, (1, 2)),
+    (nn.Conv2d, 4, 1, 3, 1, 1, 1),
 ]
 
 
-@pytest.mark.parametrize(("kind", "window", "stride", "padding", "dilation"), CASES)
-def test_depthwise_convolutions_and_their_gradients_are_torchs(
-    kind, window, stride, padding, dilation, double_precision
+@pytest.mark.parametrize(
+    ("kind", "outputs", "groups", "window", "stride", "padding", "dilation"), [*DEPTHWISE, *UNSTRIDED]
+)
+def test_convolutions_and_their_gradients_are_torchs(
+    kind, outputs, groups, window, stride, padding, dilation, double_precision
 ):
     torch.manual_seed(0)
-    module = kind(6, 6, window, stride=stride, padding=padding, dilation=dilation, groups=6)
+    module = kind(6, outputs, window, stride=stride, padding=padding, dilation=dilation, groups=groups)
     x = torch.randn(2, 6, *[9, 10, 7][: module.weight.ndim - 2], requires_grad=True)
     y = module(x)
     g = torch.randn_like(y)

@@ -78,11 +78,19 @@ def convolution_backward(
     """Gradients of input, weight and bias."""
     options = (None, stride, padding, dilation, transposed, output_padding, groups)
     of_both = lambda g, x, weight: vjp(lambda x, weight: convolution(x, weight, *options), x, weight)(g)  # noqa: E731
-    if _is_depthwise(x, weight, groups) and x.ndim == weight.ndim and not transposed:
-        of_taps = lambda g, x, weight: _of_taps(g, x, weight, stride, padding, dilation)  # noqa: E731
-        of_x, of_weight = lax.platform_dependent(g, x, weight, cpu=of_taps, default=of_both)
-    else:
+    on_cpu = None
+    if x.ndim == weight.ndim and not transposed:
+        n = weight.ndim - 2
+        stride, padding, dilation = (per_dimension(one, n) for one in (stride, padding, dilation))
+        if _is_depthwise(x, weight, groups):
+            on_cpu = lambda g, x, weight: _of_taps(g, x, weight, stride, padding, dilation)  # noqa: E731
+        elif groups == 1 and {*stride, *dilation} == {1} and weight.shape[0] >= weight.shape[1] and x.size:
+            of_x = lambda g, x, weight: vjp(lambda x: convolution(x, weight, *options), x)(g)[0]  # noqa: E731
+            on_cpu = lambda g, x, weight: (of_x(g, x, weight), _of_weight(g, x, weight, padding))  # noqa: E731
+    if on_cpu is None:
         of_x, of_weight = of_both(g, x, weight)
+    else:
+        of_x, of_weight = lax.platform_dependent(g, x, weight, cpu=on_cpu, default=of_both)
     others = tuple(d for d in range(g.ndim) if d != g.ndim - weight.ndim + 1)
     of_bias = jnp.sum(g, others) if wanted[2] else None
     return of_x if wanted[0] else None, of_weight if wanted[1] else None, of_bias
@@ -150,6 +158,21 @@ def _of_taps(
     places = np.asarray(list(itertools.product(*map(range, window))), np.int32) * np.asarray(dilation, np.int32)
     of_weight = jax.lax.map(of_tap, jnp.asarray(places)).T.reshape(weight.shape)
     return of_x, of_weight.astype(weight.dtype)
+
+
+def _of_weight(g: jax.Array, x: jax.Array, weight: jax.Array, padding: Sequence[int]) -> jax.Array:
+    """Gradient of the weight of a convolution without stride, dilation and groups, with the input as the kernel.
+
+    The same sums as of the input convolved with the gradient. XLA keeps the channels of what is convolved in front and
+    those of the kernel at the end on a CPU: near torch's order [outputs, inputs, ...], so that an optimizer reads it in
+    half the time.
+    """
+    window = weight.shape[2:]
+    pads = [(k - 1 - p, k - 1 - p) for k, p in zip(window, padding, strict=True)]
+    names = "DHW"[-len(window) :]
+    dimensions = ("CN" + names, "IO" + names, "NC" + names)
+    found = lax.conv_general_dilated(g, x, (1,) * len(window), pads, dimension_numbers=dimensions)
+    return jnp.flip(found, range(2, weight.ndim))
 
 
 @lowers(aten.im2col.default)

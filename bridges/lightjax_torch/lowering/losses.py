@@ -12,6 +12,24 @@ from lightjax_torch.lowering.table import aten, lowers, vjp
 _REDUCTIONS = {0: lambda x: x, 1: jnp.mean, 2: jnp.sum}
 
 
+@lowers(aten.nll_loss_backward.default, aten.nll_loss2d_backward.default)
+def nll_loss_backward(
+    g: jax.Array, x: jax.Array, target: jax.Array, weight: Any, reduction: int, ignore: int, total: jax.Array
+) -> jax.Array:
+    """The gradient of the log-probabilities [batch, classes, ...] or [classes].
+
+    Compared with the labels rather than scattered: one pass over the classes, together with what softmax makes of it.
+    """
+    along = min(x.ndim - 1, 1)
+    labels = jnp.expand_dims(target if x.ndim > 1 else target.reshape(-1)[0], along)
+    classes = jax.lax.broadcasted_iota(target.dtype, x.shape, along)
+    g = g / total if reduction == 1 else g
+    g = jnp.expand_dims(g, along) if g.ndim == x.ndim - 1 and g.ndim else g
+    if weight is not None:
+        g = g * weight.reshape([-1 if dim == along else 1 for dim in range(x.ndim)])
+    return jnp.where((classes == labels) & (labels != ignore), -g, 0)
+
+
 @lowers(aten.multi_margin_loss.default)
 def multi_margin_loss(
     x: jax.Array, target: jax.Array, p: Any = 1, margin: Any = 1, weight: Any = None, reduction: int = 1

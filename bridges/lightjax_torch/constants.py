@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
+from lightjax_torch.errors import WAY_OUT, CaptureError
 from lightjax_torch.source_lines import current_line
 
 _aten = torch.ops.aten
@@ -58,19 +59,24 @@ class ConstantTensors(TorchDispatchMode):
         if func in _BY_LAYOUT and not args[0].is_complex() and not args[0].is_contiguous():
             raise RuntimeError(f"the gradient of {func} depends on how its matrix lies in memory: use .contiguous()")
         result = func(*args, **kwargs)
+        made = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        if any(tensor.layout is not torch.strided for tensor in made):
+            raise CaptureError(
+                f"{line or 'the program'}: {func} makes a sparse tensor; arrays of JAX are dense. Use dense tensors "
+                f"(nn.Embedding(..., sparse=False) has dense gradients), or {WAY_OUT}."
+            )
         if isinstance(func, torch._ops.OpOverload) and func.namespace == "aten":
-            self._follow(func, args, kwargs, result)
+            self._follow(func, args, kwargs, made)
         return result
 
     def _value(self, tensor: torch.Tensor) -> torch.Tensor | None:
         found = self._values.get(tensor)
         return tensor if found is None and type(tensor) is torch.Tensor else found
 
-    def _follow(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    def _follow(self, func: Any, args: Any, kwargs: Any, outputs: list[torch.Tensor]) -> None:
         leaves, structure = pytree.tree_flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         values = [self._value(tensor) for tensor in tensors]
-        outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         random = torch.Tag.nondeterministic_seeded in func.tags
         if random or any(value is None for value in values) or any(one.numel() > _LARGEST for one in outputs):
             if func._schema.is_mutable and tensors:

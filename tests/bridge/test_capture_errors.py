@@ -61,6 +61,13 @@ def test_shapes_that_depend_on_values_name_the_line():
         jax_function(masked, torch.ones(3))
 
 
+def test_sparse_tensors_are_refused_with_what_is_dense():
+    with pytest.raises(CaptureError, match=rf"{HERE}: aten\._to_sparse.*dense tensors"):
+        jax_function(lambda x: x.to_sparse().to_dense(), torch.ones(3, 3))
+    with pytest.raises(CaptureError, match="sparse=False"):
+        jax_function(nn.Embedding(5, 3, sparse=True), torch.tensor([1]))
+
+
 def test_every_operation_without_a_rule_is_listed_at_once():
     with pytest.raises(
         UnsupportedOperatorError, match=rf"2 operations have.*ldl_factor.*{HERE}.*airy_ai.*{HERE}.*register_lowering"

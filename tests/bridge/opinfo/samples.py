@@ -282,7 +282,7 @@ def _run(op: Any, sample: Any, dtype: torch.dtype, gradient: bool) -> Outcome:
         text = str(error)
         if "asks for the value" in text or "depends on values" in text:
             return Outcome("values", _short(error))
-        return Outcome("missing", _short(error))
+        return Outcome("no array" if "makes a sparse tensor" in text else "missing", _short(error))
     except Exception as error:
         return Outcome("missing", f"{type(error).__name__}: {_short(error)}")
     if random or op.name.startswith(("empty", "new_empty")):

@@ -17,7 +17,7 @@ from lightjax_torch.errors import WAY_OUT, CaptureError
 from lightjax_torch.function import meta
 from lightjax_torch.gradients import with_torch_gradients
 from lightjax_torch.metric_objects import check_joins
-from lightjax_torch.module_state import OF_THE_STEP, ModuleState, python_values, unchanged
+from lightjax_torch.module_state import OF_THE_STEP, ModuleState, made_submodules, python_values, unchanged
 from lightjax_torch.parts import Part
 from lightjax_torch.paths import Paths
 from lightjax_torch.program import Program, origin
@@ -220,14 +220,20 @@ class Capture:
                 for (path, name), value in attributes.items():
                     module.get_submodule(path).__dict__[name] = value
                 before, held = python_values(module), tensors.read_attributes()
+                submodules = dict(module.named_modules())
                 mode = torch.enable_grad() if part.stage == "train" else torch.no_grad()
                 with tensors.metrics.begun(), view.attached(module), mode:
                     outputs = part.run(module, batch, counters.number("batch_idx"))
                 gathers = part.differentiated or part.stage != "train"
                 stage = f"{part.stage}/{part.loader}"
                 view.take_objects(tensors.metrics, part.name, stage, gathers=gathers)
+                made = made_submodules(module, part.name, submodules)
                 after = python_values(module)
-                seen["python"] = {place: leaves for place, leaves in after.items() if before.get(place) != leaves}
+                seen["python"] = {
+                    place: leaves
+                    for place, leaves in after.items()
+                    if before.get(place) != leaves and place[0] not in made
+                }
                 seen["attributes"] = {
                     (path, name): module.get_submodule(path).__dict__[name] for path, name in seen["python"]
                 }

@@ -28,7 +28,7 @@ from lightjax_torch.lightning_checkpoint import load_optimization
 from lightjax_torch.manual_schedules import ManualSchedules, ScheduledRates
 from lightjax_torch.manual_view import ManualView, counting, optimizing, set_rates
 from lightjax_torch.metric_objects import check_joins
-from lightjax_torch.module_state import ModuleState, names_in_code, python_values, unchanged
+from lightjax_torch.module_state import ModuleState, made_submodules, names_in_code, python_values, unchanged
 from lightjax_torch.optim import begins_at_zero
 from lightjax_torch.parts import by_itself
 from lightjax_torch.paths import Paths
@@ -298,11 +298,13 @@ class ManualCapture:
             before_groups = list(map(_hyperparameters, optimizers))
             with unchanged(module), tensors.holding(trained | kept):
                 tensors.restore_modes()
-                before = python_values(module)
+                before, submodules = python_values(module), dict(module.named_modules())
                 with tensors.metrics.begun(), view.attached(module), optimizing(module, optimizers, view, rates):
                     owner.call(module, batch, counters.number("batch_idx"))
                 view.take_objects(tensors.metrics, "training_step", "train")
-                changed = [place for place, leaves in python_values(module).items() if before.get(place) != leaves]
+                made = made_submodules(module, "training_step", submodules)
+                values = python_values(module)
+                changed = [at for at, leaves in values.items() if before.get(at) != leaves and at[0] not in made]
                 after = tensors.read([*given, *(name for name in kept if ":" not in name)])
                 attributes = tensors.read_attributes()
             if changed:

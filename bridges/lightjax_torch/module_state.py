@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from lightjax.errors import ConfigurationError
 from lightjax_torch.arrays import jax_dtype, to_jax
+from lightjax_torch.errors import WAY_OUT, CaptureError
 from lightjax_torch.metric_objects import MetricObjects, is_collection, is_metric_object
 
 # In the place of a number that only exists while a step runs.
@@ -194,6 +195,22 @@ def python_values(module: torch.nn.Module) -> dict[tuple[str, str], tuple[Any, .
             if not leaves or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
                 found[path, name] = tuple(map(_told_apart, leaves))
     return found
+
+
+def made_submodules(module: torch.nn.Module, part: str, before: Mapping[str, torch.nn.Module]) -> set[str]:
+    """Returns the paths of submodules that were not there before; such as a loss made anew in every step.
+
+    Raises:
+      CaptureError: one has weights or buffers.
+    """
+    made = {path: one for path, one in module.named_modules() if before.get(path) is not one}
+    if built := [path for path, one in made.items() if [*one.parameters(), *one.buffers()]]:
+        raise CaptureError(
+            f"{type(module).__name__}.{part} makes submodules with weights or buffers: {', '.join(built[:3])}. A "
+            "compiled step has the modules it began with: call the module once on a batch before porting it, "
+            f"torch.no_grad() around it, or {WAY_OUT}."
+        )
+    return set(made)
 
 
 def _leaves(value: Any, depth: int) -> list[Any]:

@@ -361,9 +361,16 @@ def resizing(self, batch, batch_idx):
     return self.loss(batch) + self.places.mean()
 
 
+def building(self, batch, batch_idx):
+    if not hasattr(self, "head"):
+        self.head = nn.Linear(3, 1)
+    return self.head(batch[0]).mean()
+
+
 @pytest.mark.parametrize(
     ("step", "text"),
     [
+        (building, r"training_step makes submodules with weights or buffers: head\..*call the module once on a batch"),
         (by_an_index, r"test_port\.py:\d+: Python asks for the value of batch_idx"),
         (counting, r"training_step changes count in Python"),
         (asking_the_trainer, r"test_port\.py:\d+: trainer\.num_training_batches is read, and this task has no trainer"),
@@ -379,6 +386,19 @@ def test_what_a_step_must_not_do_is_told_before_the_first_one(step, text):
     task = port_task(Bad(step))
     with pytest.raises(CaptureError, match=text):
         task.init(jax.random.key(0), (jnp.ones((4, 3)), jnp.ones(4)))
+
+
+def test_a_step_may_make_a_loss_of_its_own():
+    def step(self, batch, batch_idx):
+        self.criterion = nn.HuberLoss(delta=0.5)
+        return self.criterion(self.layer(batch[0]), batch[1][:, None])
+
+    batch = jnp.ones((4, 3)), jnp.zeros(4)
+    module = Bad(step)
+    task = port_task(module)
+    _, metrics = task.train_step(task.init(jax.random.key(0), batch), batch)
+    expected = module.training_step((torch.ones(4, 3), torch.zeros(4)), 0)
+    np.testing.assert_allclose(metrics["loss"], expected.detach(), rtol=1e-6)
 
 
 class StatefulEvaluation(Carrying):

@@ -176,6 +176,8 @@ _MORE: dict[str, dict[str, Any]] = {
     "audio-spectrogram-transformer": {"max_length": 32},
     "autoformer": {"prediction_length": 6, "context_length": 16, "lags_sequence": [1, 2], "num_time_features": 1},
     "bamba": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "attn_layer_indices": [1]},
+    "big_bird": {"block_size": 1, "num_random_blocks": 1},
+    "bigbird_pegasus": {"block_size": 1, "num_random_blocks": 1},
     "decision_transformer": {"state_dim": 3, "act_dim": 2, "n_head": 4},
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT | {"n_group": 2, "topk_group": 1, "first_k_dense_replace": 1},

@@ -108,7 +108,7 @@ def check(
         if topology is not None:
             task = from_torch(copy.deepcopy(module), backend="jax")
             plan = lj.Trainer(strategy=strategy, **_QUIET).plan(task, _tree.abstract(arrays), topology=topology)
-            found |= {"topology": topology, "fits": plan.fits, "memory": _bytes(plan.memory)}
+            found |= {"topology": topology, "mesh": plan.mesh, "fits": plan.fits, "memory": _bytes(plan.memory)}
     except CaptureError as error:
         unsupported = error.operations if isinstance(error, UnsupportedOperatorError) else {}
         return PortReport(name, tolerance, error=str(error), unsupported=unsupported)

@@ -43,7 +43,7 @@ class PortReport:
       torch_s, jax_s: the median time of a step in the trainer's loop, looked at after every one; the first is left out.
       capture_s, compile_s: what comes before the first step in JAX.
       memory: bytes of a device that the compiled step needs, by kind; one of the topology's where one was asked for.
-      topology: the pod that was asked for.
+      topology: the pod that was asked for; `mesh` are its axes, with their sizes.
       fits: whether the step fits its devices; None where that is not known.
     """
 
@@ -66,6 +66,7 @@ class PortReport:
     compile_s: float | None = None
     memory: Mapping[str, int | None] = field(default_factory=dict)
     topology: str | None = None
+    mesh: Mapping[str, int] = field(default_factory=dict)
     fits: bool | None = None
 
     @property
@@ -124,7 +125,10 @@ class PortReport:
         if (peak := self.memory.get("peak")) is not None:
             row("memory of a device", "", format_bytes(peak))
         if self.topology is not None:
-            row(self.topology, {True: "fits", False: "does not fit", None: "fits, as far as is known"}[self.fits])
+            said = {True: "fits", False: "does not fit", None: "fits, as far as is known"}[self.fits]
+            has = "" if self.memory.get("limit") is None else f", which has {format_bytes(self.memory['limit'])}"
+            axes = ", ".join(f"{name}={size}" for name, size in self.mesh.items())
+            row(self.topology, f"{said} a device{has} ({axes})")
         if self.agrees is not None:
             lines.append(
                 f"  {'agrees' if self.agrees else 'DIFFERS'}: the tolerance is {self.tolerance:g} of the largest"

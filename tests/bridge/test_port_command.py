@@ -1,5 +1,6 @@
 """`lightjax port`: the proof for a module of the user's."""
 
+import importlib.util
 import json
 
 import pytest
@@ -152,3 +153,16 @@ def test_a_report_fails_where_a_number_is_nan_or_a_pod_is_too_small():
     assert PortReport("Net", 1e-4, losses=((1.0, float("nan")),)).exit_code == 1
     assert PortReport("Net", 1e-4, topology="v5e:16x16", fits=False).exit_code == 1
     assert PortReport("Net", 1e-4).exit_code == 0
+
+
+@pytest.mark.libtpu
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu, the TPU compiler, is not installed: pip install 'lightjax[tpu-plan]'",
+)
+def test_a_pod_that_is_not_there_is_compiled_for(script, capsys):
+    assert run(script, "Net", "--topology", "v5e:2x2", "--strategy", "fsdp", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] is True
+    assert found["mesh"] == {"data": 4}
+    assert 0 < found["memory"]["peak"] < found["memory"]["limit"]

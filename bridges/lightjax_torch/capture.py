@@ -25,10 +25,10 @@ from torch.utils import _pytree as pytree
 from lightjax.errors import LightjaxError
 from lightjax_torch import operators
 from lightjax_torch.constants import ConstantTensors
-from lightjax_torch.errors import WAY_OUT, CaptureError
+from lightjax_torch.errors import WAY_OUT, CaptureError, ProgramError
 from lightjax_torch.functions import TracedFunctions, without_recomputation
 from lightjax_torch.lowering import TABLE
-from lightjax_torch.source_lines import user_line
+from lightjax_torch.source_lines import raised_by_user, user_line
 
 # Functionalization, the compiling flag and the checkpoint functions are switched for a whole thread or process while a
 # capture runs; everything is put back when it ends.
@@ -198,7 +198,8 @@ def _explained(error: Exception) -> CaptureError:
             f"{line}: the shape of a result depends on values ({text.splitlines()[0]}). A compiled step has fixed "
             f"shapes. Use a mask and torch.where in place of x[mask], or {WAY_OUT}."
         )
-    return CaptureError(
+    kind = ProgramError if raised_by_user(error.__traceback__) else CaptureError
+    return kind(
         f"{line}: the program could not be captured: {type(error).__name__}: {text.splitlines()[0] if text else ''}. "
         f"If it runs on such tensors in torch itself, {WAY_OUT}."
     )

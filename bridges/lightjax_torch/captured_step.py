@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch.utils import _pytree as pytree
 
 from lightjax_torch.arrays import jax_dtype
 from lightjax_torch.capture import capture, capture_with_gradients
-from lightjax_torch.counters import Answers, Counters
-from lightjax_torch.errors import WAY_OUT, CaptureError
+from lightjax_torch.constants import deciding
+from lightjax_torch.counters import Answers, Counters, Expression, evaluate
+from lightjax_torch.errors import WAY_OUT, CaptureError, ProgramError
 from lightjax_torch.function import meta
 from lightjax_torch.gradients import with_torch_gradients
 from lightjax_torch.metric_objects import check_joins
@@ -192,7 +194,7 @@ class Capture:
             self.with_gradient = [name for name, g in zip(params, gradients, strict=True) if g is not None]
         else:
             self.with_gradient = []
-        logged, state, trained, created, _ = outputs[1]
+        logged, state, trained, created, _, self._truths = outputs[1]
         self.logged_dtypes = dtypes_of(logged)
         check_joins(logged, self.logged_as, self.program.nodes)
         self._check_state(state, trained)
@@ -222,7 +224,7 @@ class Capture:
                 before, held = python_values(module), tensors.read_attributes()
                 submodules = dict(module.named_modules())
                 mode = torch.enable_grad() if part.stage == "train" else torch.no_grad()
-                with tensors.metrics.begun(), view.attached(module), mode:
+                with tensors.metrics.begun(), view.attached(module), mode, deciding(counters.decide_tensor):
                     outputs = part.run(module, batch, counters.number("batch_idx"))
                 gathers = part.differentiated or part.stage != "train"
                 stage = f"{part.stage}/{part.loader}"
@@ -248,13 +250,17 @@ class Capture:
             new = {n for n, tensor in left.items() if n in carried or tensor is not held.get(n)}
             created = {n: tensor for n, tensor in left.items() if n in new and n not in kept}
             grads = {name: trained[name].grad for name in gradients}
-            return outputs, _detached([view.logged, state, dict(trained), created, grads])
+            return outputs, _detached([view.logged, state, dict(trained), created, grads, counters.truths])
 
+        capturing = capture_with_gradients if part.differentiated else capture
+        try:
+            self.graph = capturing(call, weights, others)
+        except ProgramError as error:
+            error.asked = tuple(seen["counters"].asked)
+            raise
         if part.differentiated:
-            self.graph = capture_with_gradients(call, weights, others)
             self.program, self.run = with_torch_gradients(self.graph)
         else:
-            self.graph = capture(call, weights, others)
             program = self.program = Program(self.graph)
             self.run = lambda differentiated, others, key: program([*differentiated, *others], key)
         return seen
@@ -316,6 +322,14 @@ class Capture:
         others += [] if gradients is None else [gradients[name] for name in names]
         return [params[name] for name in names], others
 
+    def answer(self, question: Expression, batch: Any, numbers: Any, *arguments: Any) -> Any:
+        """Computes what this way asked: the part of the graph that it depends on; takes what `__call__` takes."""
+        if question[0] != "truth":
+            return evaluate(question, numbers)
+        params, model_state, key, gradients = arguments
+        inputs = itertools.chain(*self.inputs(params, model_state, batch, numbers, gradients))
+        return self.program.part(self._truths[question[1]], inputs, key)
+
     def __call__(self, batch: Any, numbers: Any, params: Any, model_state: Any, key: Any, gradients: Any) -> Any:
         """Runs the graph.
 
@@ -325,7 +339,7 @@ class Capture:
         computed = self.run(*self.inputs(params, model_state, batch, numbers, gradients), key)
         missing = [None] * (sum(self.graph.is_tensor) - len(computed))
         found = self.graph.nest([*computed, *missing])
-        outputs, (logged, state, trained, created, grads) = found[0] if self.part.differentiated else found
+        outputs, (logged, state, trained, created, grads, _) = found[0] if self.part.differentiated else found
         new_state = {**model_state, **{n: jnp.asarray(value, model_state[n].dtype) for n, value in state.items()}}
         if CARRIES in model_state and self.part.differentiated:
             new_state |= {name: created[name] for name in self.created} | {CARRIES: jnp.ones((), bool)}

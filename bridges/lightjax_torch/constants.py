@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 import torch.fx.traceback
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
@@ -14,10 +19,29 @@ from lightjax_torch.errors import WAY_OUT, CaptureError
 from lightjax_torch.source_lines import current_line
 
 _aten = torch.ops.aten
+# Answers what Python asks of a tensor that is true or false: `decide(tensor) -> bool`.
+_DECIDE: ContextVar[Callable[[torch.Tensor], bool] | None] = ContextVar("decide", default=None)
 # Functions that a capture meets with contiguous matrices only: functions.py.
 _BY_LAYOUT = (_aten._linalg_det.default, _aten._linalg_slogdet.default)
 # Larger tensors (a mask of 4096 x 4096) are not worth computing twice: nobody branches on them.
 _LARGEST = 1 << 22
+
+
+@contextlib.contextmanager
+def deciding(decide: Callable[[torch.Tensor], bool]) -> Iterator[None]:
+    """Lets `decide` answer branches on tensors without values: `if mask.any():`."""
+    token, theirs = _DECIDE.set(decide), FunctionalTensor.__bool__
+    FunctionalTensor.__bool__ = _truth  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        FunctionalTensor.__bool__ = theirs
+        _DECIDE.reset(token)
+
+
+def _truth(tensor: torch.Tensor) -> bool:
+    """Torch's own asks a number for its value, where only its truth is wanted."""
+    return bool((tensor if tensor.dtype is torch.bool else tensor != 0).item())
 
 
 class ConstantTensors(TorchDispatchMode):
@@ -54,6 +78,10 @@ class ConstantTensors(TorchDispatchMode):
         if func is _aten._local_scalar_dense.default and (value := self._value(args[0])) is not None:
             with _disable_current_modes():
                 return value.item()
+        if func is _aten._local_scalar_dense.default and args[0].dtype is torch.bool and (decide := _DECIDE.get()):
+            return decide(args[0])
+        if func is _aten.equal.default and _DECIDE.get():
+            return self._equal(*args)
         if (line := current_line()) is not None:
             torch.fx.traceback.current_meta["stack_trace"] = line
         if func in _BY_LAYOUT and not args[0].is_complex() and not args[0].is_contiguous():
@@ -68,6 +96,13 @@ class ConstantTensors(TorchDispatchMode):
         if isinstance(func, torch._ops.OpOverload) and func.namespace == "aten":
             self._follow(func, args, kwargs, made)
         return result
+
+    def _equal(self, one: torch.Tensor, other: torch.Tensor) -> bool:
+        if one.shape != other.shape:
+            return False
+        run = functools.partial(self.__torch_dispatch__, types=())
+        equal = run(_aten.all.default, args=(run(_aten.eq.Tensor, args=(one, other)),))
+        return run(_aten._local_scalar_dense.default, args=(equal,))
 
     def _value(self, tensor: torch.Tensor) -> torch.Tensor | None:
         found = self._values.get(tensor)

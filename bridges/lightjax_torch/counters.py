@@ -31,6 +31,8 @@ _BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "floordiv": operator.floordiv, "mod": operator.mod, "pow": operator.pow,
     "eq": operator.eq, "lt": operator.lt, "le": operator.le, "and": operator.and_, "or": operator.or_,
 }  # fmt: skip
+# More are a loop.
+_MOST_TRUTHS = 64
 _TRUTHS = ("eq", "lt", "le", "and", "or", "not")
 
 
@@ -78,12 +80,14 @@ class Counters:
 
     Attributes:
       asked: every question in its order, with the answer that it got.
+      truths: the tensors that Python asked about, as they were then; `("truth", place)` is the question of one.
       used: names of the counters that the step looked at.
     """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], answers: Answers = ()) -> None:
         self.tensors = tensors
         self.asked: list[tuple[Expression, bool]] = []
+        self.truths: list[torch.Tensor] = []
         self.used: set[str] = set()
         self._answers = dict(answers)
 
@@ -101,6 +105,19 @@ class Counters:
         if expression not in known:
             self.asked.append((expression, self._answers.get(expression, True)))
         return dict(self.asked)[expression]
+
+    def decide_tensor(self, tensor: torch.Tensor) -> bool:
+        """Answers a question about a tensor that is true or false."""
+        if len(self.truths) >= _MOST_TRUTHS:
+            raise CaptureError(
+                f"{current_line()}: Python asks for values of tensors more than {_MOST_TRUTHS} times: a loop until "
+                "something is true. The step is captured once, for every batch, so there are no values yet. Loop a "
+                f"fixed number of times with torch.where, or {WAY_OUT}."
+            )
+        question = ("truth", len(self.truths))
+        self.truths.append(tensor.detach().clone())
+        self.asked.append((question, self._answers.get(question, True)))
+        return self.asked[-1][1]
 
     def use(self, expression: Expression) -> None:
         """Notes which counters are looked at."""

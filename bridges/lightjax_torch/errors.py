@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lightjax.errors import LightjaxError
 
@@ -11,6 +12,16 @@ WAY_OUT = 'run the module in torch itself, from_torch(module, backend="eager")'
 
 class CaptureError(LightjaxError, RuntimeError):
     """A torch program cannot become one compiled program; the message names the user's line and the way out."""
+
+
+class ProgramError(CaptureError):
+    """The torch program itself raised an error, with a `raise` or an `assert` of its own.
+
+    Attributes:
+      asked: what it had asked by then, and the answers, as `Counters` keeps them.
+    """
+
+    asked: Sequence[Any] = ()
 
 
 class UnsupportedOperatorError(CaptureError, NotImplementedError):

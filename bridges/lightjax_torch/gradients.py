@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from lightjax_torch.capture import Graph
 from lightjax_torch.errors import CaptureError
-from lightjax_torch.program import _COTANGENT, Node, Program
+from lightjax_torch.program import _COTANGENT, Node, Program, needed
 
 
 @jax.custom_jvp
@@ -47,7 +47,7 @@ def with_torch_gradients(graph: Graph) -> tuple[Program, Callable[..., list[Any]
         for one in dict.fromkeys(read_later)
         if one not in backward_nodes and one not in program.constants and one.target is not _COTANGENT
     ]
-    forward_nodes = _needed(forward_nodes, [*flat_outputs, *kept])
+    forward_nodes = needed(forward_nodes, [*flat_outputs, *kept])
 
     def computed(differentiated: Sequence[Any], others: Sequence[Any], key: Any) -> dict[Node, Any]:
         values = dict(zip(program.inputs, [*differentiated, *others], strict=True))
@@ -97,15 +97,6 @@ def _stages(program: Program) -> tuple[set[Node], list[Node]]:
         else:
             forward.append(node)
     return backward, forward
-
-
-def _needed(nodes: Sequence[Node], wanted: Sequence[Node]) -> list[Node]:
-    """Leaves out what nobody reads."""
-    needed = set(wanted)
-    for node in reversed(nodes):
-        if node in needed:
-            needed.update(node.all_input_nodes)
-    return [node for node in nodes if node in needed]
 
 
 def _torchs(cotangent: Any) -> Any:

@@ -20,8 +20,9 @@ from lightjax.errors import ConfigurationError
 from lightjax_torch.arrays import jax_dtype, to_jax, torch_dtype
 from lightjax_torch.capture import capture
 from lightjax_torch.captured_step import COUNTERS, abstract, counted, python_changes
-from lightjax_torch.counters import Answers, Counters
-from lightjax_torch.errors import WAY_OUT, CaptureError
+from lightjax_torch.constants import deciding
+from lightjax_torch.counters import Answers, Counters, Expression, evaluate
+from lightjax_torch.errors import WAY_OUT, CaptureError, ProgramError
 from lightjax_torch.function import meta
 from lightjax_torch.host_hooks import reading
 from lightjax_torch.lightning_checkpoint import load_optimization
@@ -168,7 +169,7 @@ class ManualOptimization:
         first, usual, arguments = self._prepared(state, batch)
         paths = usual if first is None or bool(state.opt_state.started) else first
         *given, key = arguments
-        capture = paths.chosen(arguments[1])
+        capture = paths.chosen(*arguments)
         return verify(capture.program, capture.inputs(*given), key, tolerance)
 
     def _prepared(self, state: lj.TrainState, batch: Any) -> tuple[Any, Any, tuple[Any, ...]]:
@@ -299,7 +300,12 @@ class ManualCapture:
             with unchanged(module), tensors.holding(trained | kept):
                 tensors.restore_modes()
                 before, submodules = python_values(module), dict(module.named_modules())
-                with tensors.metrics.begun(), view.attached(module), optimizing(module, optimizers, view, rates):
+                with (
+                    tensors.metrics.begun(),
+                    view.attached(module),
+                    optimizing(module, optimizers, view, rates),
+                    deciding(counters.decide_tensor),
+                ):
                     owner.call(module, batch, counters.number("batch_idx"))
                 view.take_objects(tensors.metrics, "training_step", "train")
                 made = made_submodules(module, "training_step", submodules)
@@ -333,7 +339,7 @@ class ManualCapture:
                 if p.grad is not None
             }
             state = {name: attributes[name] if ":" in name else after[name] for name in kept}
-            return _detached([trained, state, left, view.logged])
+            return _detached([trained, state, left, view.logged, counters.truths])
 
         def spec(name: str, leaf: Any) -> torch.Tensor:
             same = jnp.dtype(leaf.dtype) == jax_dtype(known[name].dtype)
@@ -351,7 +357,11 @@ class ManualCapture:
             for number in owner.schedules.numbers
         }
         specs = (self.weights, self.kept, jax.tree.map(meta, batch), numbers, rates, states, dict(gradients))
-        self.graph = capture(step, *specs)
+        try:
+            self.graph = capture(step, *specs)
+        except ProgramError as error:
+            error.asked = tuple(seen["counters"].asked)
+            raise
         self.program = Program(self.graph)
         if gradients and any(node.users for node in self.program.inputs[len(self.program.inputs) - len(gradients) :]):
             raise CaptureError(
@@ -370,7 +380,7 @@ class ManualCapture:
         self.read, self.logged_as, self.levels = view.read, view.logged_as, view.levels
         self.steps, self.scheduled = view.steps, view.scheduled
         owner.schedules.allow(max(self.scheduled.values(), default=0))
-        logged = self.graph.nest(self.program.outputs)[3]
+        *_, logged, self._truths = self.graph.nest(self.program.outputs)
         self.logged_dtypes = dtypes_of(logged)
         check_joins(logged, self.logged_as, self.program.nodes)
 
@@ -387,6 +397,13 @@ class ManualCapture:
         zeros = [jnp.zeros(tuple(one.meta["val"].shape), jax_dtype(one.meta["val"].dtype)) for one in given]
         return leaves + zeros
 
+    def answer(self, question: Expression, *arguments: Any) -> Any:
+        """Computes what this way asked; takes what `__call__` takes."""
+        *given, key = arguments
+        if question[0] != "truth":
+            return evaluate(question, given[1])
+        return self.program.part(self._truths[question[1]], self.inputs(*given), key)
+
     def __call__(
         self, batch: Any, numbers: Any, params: Any, model_state: Any, opt_tensors: Any, rates: Any, key: Any
     ) -> Any:
@@ -395,7 +412,7 @@ class ManualCapture:
         Steps are those of all optimizers together, and of each scheduler.
         """
         leaves = self.inputs(batch, numbers, params, model_state, opt_tensors, rates)
-        new, state, left, logged = self.graph.nest(self.program(leaves, key))
+        new, state, left, logged, _ = self.graph.nest(self.program(leaves, key))
         state = {**model_state, **{n: jnp.asarray(value, model_state[n].dtype) for n, value in state.items()}}
         only = {
             number: {name: {k: v for k, v in held.items() if hasattr(v, "shape")} for name, held in of.items()}

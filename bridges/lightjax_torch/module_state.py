@@ -249,15 +249,28 @@ def unchanged(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for one, attributes, held in before:
             for key, contents in held.items():
-                container = attributes[key]
-                if isinstance(container, list):
-                    container[:] = contents
-                else:
-                    container.clear()
-                    container.update(contents)
+                _put_back(attributes[key], contents)
             one.__dict__.clear()
             one.__dict__.update(attributes)
 
 
 def _copy(container: Any) -> Any:
-    return list(container) if isinstance(container, list) else container.copy()
+    """Copies the outermost level, into a plain container: classes of libraries may refuse to be copied or changed."""
+    return next(plain(container) for plain in (dict, list, set) if isinstance(container, plain))
+
+
+def _put_back(container: Any, contents: Any) -> None:
+    if _told(container) == _told(contents):
+        return
+    if isinstance(container, list):
+        container[:] = contents
+    else:
+        container.clear()
+        container.update(contents)
+
+
+def _told(container: Any) -> Any:
+    """What tells the contents of containers apart."""
+    if isinstance(container, dict):
+        return [(id(key), id(value)) for key, value in container.items()]
+    return [*map(id, container)] if isinstance(container, list) else {*map(id, container)}

@@ -1,7 +1,8 @@
-"""Paths: every way through a step's branches on counters, joined into one function that takes the right one."""
+"""Paths: every way through a step's branches, joined into one function that takes the right one."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from lightjax.metrics import batch_size
-from lightjax_torch.counters import Answers, Expression, evaluate
-from lightjax_torch.errors import WAY_OUT, CaptureError
+from lightjax_torch.counters import Answers, Expression
+from lightjax_torch.errors import WAY_OUT, CaptureError, ProgramError
 from lightjax_torch.metric_objects import Gathered
 from lightjax_torch.step_view import at_level
 
@@ -24,6 +25,7 @@ _MOST = 16
 
 @dataclass(frozen=True)
 class _Branch:
+    capture: Any  # that asked
     question: Expression
     if_yes: Any
     if_no: Any
@@ -52,6 +54,8 @@ class Paths:
         self._make, self._name = make, name
         self.captures: list[Any] = []
         self._tree = self._grown([])
+        if isinstance(self._tree, ProgramError):
+            raise self._tree
         first, others = self.captures[0], self.captures[1:]
         self.created, self.with_gradient = first.created, first.with_gradient
         self.reads_carried = any(one.reads_carried for one in self.captures)
@@ -94,30 +98,50 @@ class Paths:
                     )
 
     def _grown(self, answers: Sequence[tuple[Expression, bool]]) -> Any:
-        capture = self._make(answers)
-        self.captures.append(capture)
+        node: Any
+        try:
+            node = self._make(answers)
+            self.captures.append(node)
+        except ProgramError as error:
+            node = error
+        asked = node.asked
         if len(self.captures) > _MOST:
             raise CaptureError(
-                f"{self._name} branches on batch_idx, current_epoch or global_step in more than {_MOST} ways, each of "
-                f"which is compiled; compute with them (torch.where, min, max), or {WAY_OUT}."
+                f"{self._name} branches on batch_idx, current_epoch, global_step or values of tensors in more than "
+                f"{_MOST} ways, each of which is compiled; compute with them (torch.where, min, max), or {WAY_OUT}."
             )
-        node: Any = capture
-        for place in reversed(range(len(answers), len(capture.asked))):
-            question, answer = capture.asked[place]
-            other = self._grown([*capture.asked[:place], (question, not answer)])
-            node = _Branch(question, node, other) if answer else _Branch(question, other, node)
+        for place in reversed(range(len(answers), len(asked))):
+            question, answer = asked[place]
+            other = self._grown([*asked[:place], (question, not answer)])
+            if isinstance(node, ProgramError) and not isinstance(other, ProgramError):
+                node, other = other, node
+            if isinstance(other, ProgramError):
+                self._leave_out(other, node)
+            else:
+                node = _Branch(_a_capture(node), question, *((node, other) if answer else (other, node)))
         return node
+
+    def _leave_out(self, error: ProgramError, other: Any) -> None:
+        """Goes the other way where one raises an error: a check of values, which a compiled step cannot stop at."""
+        if not isinstance(other, ProgramError):
+            raised = error.__cause__
+            line = str(error).partition(": ")[0]
+            warnings.warn(
+                f"{line}: {self._name} raises {type(raised).__name__} ({raised}) for some values of tensors, which a "
+                "compiled step cannot: this check is left out. Check the data before the step.",
+                stacklevel=2,
+            )
 
     def same_as(self, other: Paths) -> bool:
         """Says whether other ways compute the same."""
         pairs = zip(self.captures, other.captures, strict=False)
         return len(self.captures) == len(other.captures) and all(one.same_as(two) for one, two in pairs)
 
-    def chosen(self, numbers: Any) -> Any:
-        """Returns the way that these numbers, which have values, take."""
+    def chosen(self, *arguments: Any) -> Any:
+        """Returns the way that these arguments of a call, which have values, take."""
         node = self._tree
         while isinstance(node, _Branch):
-            node = node.if_yes if bool(evaluate(node.question, numbers)) else node.if_no
+            node = node.if_yes if bool(node.capture.answer(node.question, *arguments)) else node.if_no
         return node
 
     def __call__(self, batch: Any, numbers: Any, *arguments: Any) -> Any:
@@ -126,7 +150,7 @@ class Paths:
 
         def run(node: Any) -> Any:
             if isinstance(node, _Branch):
-                question = jnp.asarray(evaluate(node.question, numbers), bool)
+                question = jnp.asarray(node.capture.answer(node.question, batch, numbers, *arguments), bool)
                 return jax.lax.cond(question, lambda: run(node.if_yes), lambda: run(node.if_no))
             outputs, logged, *rest = node(batch, numbers, *arguments)
             metrics = {
@@ -139,3 +163,10 @@ class Paths:
             return outputs, metrics, *rest
 
         return run(self._tree)
+
+
+def _a_capture(node: Any) -> Any:
+    """Returns a way that asked what all ways from here on asked."""
+    while isinstance(node, _Branch):
+        node = node.if_yes
+    return node

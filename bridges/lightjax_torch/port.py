@@ -315,10 +315,11 @@ class PortedTask:
         if self._manual is not None:
             return self._manual.verify(state, batch, tolerance)
         numbers = counted(state)
-        capture = self._captured(self._training, state.params, state.model_state, batch).first.chosen(numbers)
-        model_state = self._without_carried(state.model_state)
+        model_state, key = self._without_carried(state.model_state), state.key_for("torch")
+        ways = self._captured(self._training, state.params, state.model_state, batch).first
+        capture = ways.chosen(batch, numbers, state.params, model_state, key, None)
         differentiated, others = capture.inputs(state.params, model_state, batch, numbers)
-        return verify(capture.program, [*differentiated, *others], state.key_for("torch"), tolerance)
+        return verify(capture.program, [*differentiated, *others], key, tolerance)
 
     def arrays(self, state: lj.TrainState) -> dict[str, Any]:
         """Returns parameters, buffers and tensors on attributes by name."""

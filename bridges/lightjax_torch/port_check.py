@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-from torch.utils import _pytree as pytree
 
 import lightjax as lj
 from lightjax import _tree
@@ -26,12 +25,15 @@ from lightjax.errors import ConfigurationError
 from lightjax_torch.arrays import to_jax, to_torch
 from lightjax_torch.bridge import from_torch
 from lightjax_torch.errors import CaptureError, UnsupportedOperatorError
+from lightjax_torch.float64 import in_float64, wide
 from lightjax_torch.port import PortedTask
 from lightjax_torch.port_report import Difference, PortReport
 
 # Gradients below this share of the largest one are sums that cancel, such as that of a bias before a softmax: their
 # digits are rounding, and Adam makes whole steps of them.
 _NOISE = 1e-5
+# A step that goes one way or another by a random number may go the same way a few times.
+_SEEDS = 8
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -42,17 +44,16 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.module!r} names no class: write package.module:LitModel, or train.py:LitModel."
         )
     script = _imported(name)
-    with jax.enable_x64(arguments.float64):
-        module = _module(_named(script, made), made)
-        report = check(
-            module,
-            _batch(script, arguments.batch, module),
-            steps=arguments.steps if arguments.check else 0,
-            tolerance=arguments.tolerance,
-            float64=arguments.float64,
-            topology=arguments.topology,
-            strategy=arguments.strategy,
-        )
+    module = _module(_named(script, made), made)
+    report = check(
+        module,
+        _batch(script, arguments.batch, module),
+        steps=arguments.steps if arguments.check else 0,
+        tolerance=arguments.tolerance,
+        float64=arguments.float64,
+        topology=arguments.topology,
+        strategy=arguments.strategy,
+    )
     print(report.to_json() if arguments.json else report)
     return report.exit_code
 
@@ -77,7 +78,7 @@ def check(
       steps: how many; 0 only tries whether the module can be ported.
       tolerance: the largest difference that counts as equal, as a share of a tensor's largest element; 1e-4, with
         `float64` 1e-7, when None.
-      float64: train in float64. Needs `jax.enable_x64(True)`.
+      float64: train in float64, whatever `jax_enable_x64` says.
       topology: a TPU pod to compile the step for, too, as `Trainer.plan` takes it.
       strategy: how training spreads over that pod.
 
@@ -100,18 +101,19 @@ def check(
     """
     tolerance = (1e-7 if float64 else 1e-4) if tolerance is None else tolerance
     name = type(module).__name__
-    if float64:
-        module, batch = copy.deepcopy(module).double(), pytree.tree_map(_doubled, batch)
-    arrays = to_jax(batch)
-    try:
-        found = _both(module, batch, arrays, steps, tolerance)
-        if topology is not None:
-            task = from_torch(copy.deepcopy(module), backend="jax")
-            plan = lj.Trainer(strategy=strategy, **_QUIET).plan(task, _tree.abstract(arrays), topology=topology)
-            found |= {"topology": topology, "mesh": plan.mesh, "fits": plan.fits, "memory": _bytes(plan.memory)}
-    except CaptureError as error:
-        unsupported = error.operations if isinstance(error, UnsupportedOperatorError) else {}
-        return PortReport(name, tolerance, error=str(error), unsupported=unsupported)
+    with wide() if float64 else contextlib.nullcontext():
+        if float64:
+            module, batch = in_float64(module, batch)
+        arrays = to_jax(batch)
+        try:
+            found = _both(module, batch, arrays, steps, tolerance)
+            if topology is not None:
+                task = from_torch(copy.deepcopy(module), backend="jax")
+                plan = lj.Trainer(strategy=strategy, **_QUIET).plan(task, _tree.abstract(arrays), topology=topology)
+                found |= {"topology": topology, "mesh": plan.mesh, "fits": plan.fits, "memory": _bytes(plan.memory)}
+        except CaptureError as error:
+            unsupported = error.operations if isinstance(error, UnsupportedOperatorError) else {}
+            return PortReport(name, tolerance, error=str(error), unsupported=unsupported)
     return PortReport(name, tolerance, steps=steps, **found)
 
 
@@ -221,9 +223,11 @@ class _Watch(_Clock):
         """Looks at the state of step 0."""
         self.state = jax.tree.map(lambda leaf: leaf.copy() if hasattr(leaf, "copy") else leaf, run.state)
         outcome = jax.jit(self._outcome)
-        first, second = (outcome(self.state, jax.random.key(seed), self.arrays) for seed in (0, 1))
-        same = jax.tree.map(lambda one, other: np.array_equal(one, other, equal_nan=True), first, second)
-        self.random = not all(jax.tree.leaves(same))
+        first = outcome(self.state, jax.random.key(0), self.arrays)
+        for seed in range(1, _SEEDS):
+            other = outcome(self.state, jax.random.key(seed), self.arrays)
+            same = jax.tree.map(lambda one, other: np.array_equal(one, other, equal_nan=True), first, other)
+            self.random = self.random or not all(jax.tree.leaves(same))
         if self._automatic:
             self.gradients = to_torch(first[0])
 
@@ -295,13 +299,12 @@ def _worst(
     ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor], without: Mapping[str, torch.Tensor]
 ) -> Difference | None:
     """Returns the largest difference; `without` masks elements that are left out."""
-    compared = {name: one.detach() for name, one in theirs.items() if name in ours and one.numel()}
+    compared = {name: _wide(one) for name, one in theirs.items() if name in ours and one.numel()}
     sizes = {name: float(one.abs().max()) for name, one in compared.items()}
     floor = _NOISE * max(sizes.values(), default=0.0)
     worst: Difference | None = None
     for name, expected in compared.items():
-        wide = torch.complex128 if expected.is_complex() else torch.float64
-        found, expected = ours[name].detach().to(wide), expected.to(wide)
+        found = _wide(ours[name])
         off = torch.where((found == expected) | (found.isnan() & expected.isnan()), 0.0, (found - expected).abs())
         if name in without:
             off = torch.where(without[name], 0.0, off)
@@ -311,16 +314,16 @@ def _worst(
     return worst
 
 
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
 def _copied(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: one.detach().clone() for name, one in module.state_dict().items()}
 
 
 def _bytes(memory: Any) -> dict[str, int | None]:
     return asdict(memory) | {"peak": memory.peak}
-
-
-def _doubled(leaf: Any) -> Any:
-    return leaf.double() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
 
 
 def _module(found: Any, name: str) -> torch.nn.Module:

@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass, field
 
 from lightjax.summary import format_bytes
 
+# Tolerances below this one are of float64.
+_FLOAT64 = 1e-6
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -126,11 +129,14 @@ class PortReport:
             row("memory of a device", "", format_bytes(peak))
         if self.topology is not None:
             said = {True: "fits", False: "does not fit", None: "fits, as far as is known"}[self.fits]
-            has = "" if self.memory.get("limit") is None else f", which has {format_bytes(self.memory['limit'])}"
+            limit = self.memory.get("limit")
+            has = "" if limit is None else f", which has {format_bytes(limit)}"
             axes = ", ".join(f"{name}={size}" for name, size in self.mesh.items())
             row(self.topology, f"{said} a device{has} ({axes})")
         if self.agrees is not None:
             lines.append(
                 f"  {'agrees' if self.agrees else 'DIFFERS'}: the tolerance is {self.tolerance:g} of the largest"
             )
+        if self.agrees is False and self.tolerance > _FLOAT64:
+            lines.append("  --float64 tells rounding, of which optimizers like Adam make whole steps, from a fault")
         return "\n".join(lines)

@@ -104,6 +104,13 @@ class Program:
                 if node not in self.constants and not _ignored(node):
                     values[node] = self._computed(node, values, key)
 
+    def part(self, of: Node, inputs: Iterable[Any], key: jax.Array | None) -> Any:
+        """Runs only what one node depends on, without derivatives; returns its value."""
+        values = dict(zip(self.inputs, map(lax.stop_gradient, inputs), strict=True))
+        nodes = [node for node in self.nodes if node.op not in ("placeholder", "output")]
+        self.run(needed(nodes, [of]), values, key)
+        return self.value(of, values)
+
     def value(self, of: Any, values: dict[Node, Any]) -> Any:
         """Returns the value of an argument: of a node, or itself."""
         if not isinstance(of, Node):
@@ -148,6 +155,15 @@ class Program:
             return lambda *operands: tuple(inner(operands, key))
 
         return lax.cond(jnp.reshape(predicate, ()), branch(if_true), branch(if_false), *operands)
+
+
+def needed(nodes: Sequence[Node], wanted: Sequence[Node]) -> list[Node]:
+    """Leaves out what nobody reads."""
+    needed = set(wanted)
+    for node in reversed(nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    return [node for node in nodes if node in needed]
 
 
 def _ignored(node: Node) -> bool:

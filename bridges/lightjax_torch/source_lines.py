@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from traceback import walk_tb
 from types import FrameType, TracebackType
 
 import torch
@@ -25,6 +26,12 @@ def current_line() -> str | None:
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return None
+
+
+def raised_by_user(traceback: TracebackType | None) -> bool:
+    """Says whether an error was raised by the user's own code, or a library of the user's."""
+    frames = [frame for frame, _ in walk_tb(traceback)]
+    return bool(frames) and not frames[-1].f_code.co_filename.startswith(_HIDDEN)
 
 
 def user_line(traceback: TracebackType | None) -> str:

@@ -401,6 +401,22 @@ def test_a_step_may_make_a_loss_of_its_own():
     np.testing.assert_allclose(metrics["loss"], expected.detach(), rtol=1e-6)
 
 
+class Frozen(dict):
+    def update(self, *_):
+        raise TypeError("frozen")
+
+    clear = copy = update
+
+
+def test_a_library_may_keep_a_dict_that_refuses_changes():
+    module = Bad(lambda self, batch, batch_idx: self.loss(batch) * self.config["scale"])
+    module.config = Frozen(scale=2.0)
+    batch = jnp.ones((4, 3)), jnp.zeros(4)
+    task = port_task(module)
+    _, metrics = task.train_step(task.init(jax.random.key(0), batch), batch)
+    np.testing.assert_allclose(metrics["loss"], 2 * module.loss((torch.ones(4, 3),)).detach(), rtol=1e-6)
+
+
 class StatefulEvaluation(Carrying):
     def validation_step(self, batch, batch_idx):
         self.log("loss", self.training_step(batch, batch_idx))

@@ -3,11 +3,16 @@
 import importlib.util
 import json
 
+import jax
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch import nn  # noqa: E402
+
 from lightjax.cli import main  # noqa: E402
+from lightjax_torch import LightningModule  # noqa: E402
+from lightjax_torch.port_check import check  # noqa: E402
 from lightjax_torch.port_report import Difference, PortReport  # noqa: E402
 
 SCRIPT = """
@@ -27,7 +32,7 @@ class Net(torch.nn.Module):
 class Branching(Net):
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
-        return loss if loss > 1 else 2 * loss
+        return loss * round(float(loss))
 
 class Unknown(Net):
     def training_step(self, batch, batch_idx):
@@ -166,3 +171,33 @@ def test_a_pod_that_is_not_there_is_compiled_for(script, capsys):
     assert found["fits"] is True
     assert found["mesh"] == {"data": 4}
     assert 0 < found["memory"]["peak"] < found["memory"]["limit"]
+
+
+class Partly(LightningModule):
+    """Computes a part in float32 whatever its weights are."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def training_step(self, batch, batch_idx):
+        waves = torch.arange(4, dtype=torch.float32).sin()
+        return ((self.layer(batch) + waves).float() ** 2).mean()
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters())
+
+
+def test_float64_is_float64_throughout():
+    torch.manual_seed(0)
+    report = check(Partly(), torch.randn(3, 4), steps=3, float64=True)
+    assert report.agrees
+    assert report.weight is not None and report.weight.share < 1e-12
+    assert torch.get_default_dtype() is torch.float32
+    assert not jax.config.jax_enable_x64
+
+
+def test_a_difference_in_float32_is_told_what_to_do():
+    report = PortReport("Net", 1e-4, steps=3, gradient=Difference("w", 2e-4, 1))
+    assert "--float64 tells rounding" in str(report)
+    assert "--float64" not in str(PortReport("Net", 1e-7, steps=3, gradient=Difference("w", 2e-4, 1)))

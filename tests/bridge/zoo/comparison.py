@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 import lightjax as lj
 from lightjax_torch import from_torch
 from lightjax_torch.arrays import to_jax, to_torch
+from lightjax_torch.float64 import Float64
 
 STEPS = 3
 # Of a tensor's largest element. Gradients, weights and buffers whose elements are all below the floor are sums that
@@ -66,24 +66,6 @@ class Outcome:
     parameters: int = 0
 
 
-class _Float64(TorchFunctionMode):
-    """Models compute parts in float32 whatever their weights are: here these parts are float64, too."""
-
-    def __enter__(self) -> Any:
-        torch.set_default_dtype(torch.float64)
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        torch.set_default_dtype(torch.float32)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.float:
-            func = torch.Tensor.double
-        wide = lambda leaf: torch.float64 if leaf is torch.float32 else leaf  # noqa: E731
-        return func(*(wide(one) for one in args), **{name: wide(one) for name, one in (kwargs or {}).items()})
-
-
 class Trained(torch.nn.Module):
     """A model with a training step and an optimizer; the step leaves the model's outputs in buffers."""
 
@@ -101,7 +83,7 @@ class Trained(torch.nn.Module):
 
     def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
         """In which a step runs."""
-        return _Float64() if self.dtype is torch.float64 else contextlib.nullcontext()
+        return Float64() if self.dtype is torch.float64 else contextlib.nullcontext()
 
     def outputs(self, batch: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Returns loss and floating outputs."""

@@ -125,9 +125,10 @@ class Paths:
         """Goes the other way where one raises an error: a check of values, which a compiled step cannot stop at."""
         if not isinstance(other, ProgramError):
             raised = error.__cause__
+            text = next(iter(str(raised).splitlines()), "")[:200]
             line = str(error).partition(": ")[0]
             warnings.warn(
-                f"{line}: {self._name} raises {type(raised).__name__} ({raised}) for some values of tensors, which a "
+                f"{line}: {self._name} raises {type(raised).__name__} ({text}) for some values of tensors, which a "
                 "compiled step cannot: this check is left out. Check the data before the step.",
                 stacklevel=2,
             )

@@ -228,6 +228,10 @@ def _folded(module: torch.fx.GraphModule) -> dict[Node, np.ndarray]:
             args, kwargs = map_arg(node.args, read), dict(map_arg(node.kwargs, read))
             if "device" in kwargs:
                 kwargs["device"] = torch.device("cpu")
+            schema = node.target._schema  # pyright: ignore[reportAttributeAccessIssue,reportFunctionMemberAccess]
+            if not node.all_input_nodes and any(one.name == "dtype" and one.kwarg_only for one in schema.arguments):
+                # Torch's default may have been another one when this was captured.
+                kwargs.setdefault("dtype", node.meta["val"].dtype)
             with torch.no_grad():
                 values[node] = node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
     used = {node for node in values if any(user not in values for user in node.users)}

@@ -181,3 +181,17 @@ def test_bfloat16_parameters_are_captured_as_such():
     assert out.dtype == jnp.bfloat16
     expected = module.to(torch.bfloat16)(torch.ones(4, 3, dtype=torch.bfloat16)).float().detach().numpy()
     np.testing.assert_allclose(np.asarray(out, np.float32), expected, rtol=2e-2)
+
+
+def test_constants_have_the_dtype_that_was_torchs_default(double_precision):
+    def function(x):
+        torch.set_default_dtype(torch.float64)
+        smallest = torch.full((), torch.finfo(x.dtype).min)
+        torch.set_default_dtype(torch.float32)
+        return torch.maximum(x, smallest)
+
+    try:
+        fn, params, buffers = jax_function(function, torch.ones(3))
+    finally:
+        torch.set_default_dtype(torch.float64)
+    assert fn(params, buffers, jnp.ones(3))[0].dtype == jnp.float64

@@ -192,7 +192,8 @@ def test_float64_is_float64_throughout():
     torch.manual_seed(0)
     report = check(Partly(), torch.randn(3, 4), steps=3, float64=True)
     assert report.agrees
-    assert report.weight is not None and report.weight.share < 1e-12
+    assert report.weight is not None
+    assert report.weight.share < 1e-12
     assert torch.get_default_dtype() is torch.float32
     assert not jax.config.jax_enable_x64
 

@@ -30,18 +30,24 @@ _LARGEST = 1 << 22
 @contextlib.contextmanager
 def deciding(decide: Callable[[torch.Tensor], bool]) -> Iterator[None]:
     """Lets `decide` answer branches on tensors without values: `if mask.any():`."""
-    token, theirs = _DECIDE.set(decide), FunctionalTensor.__bool__
-    FunctionalTensor.__bool__ = _truth  # pyright: ignore[reportAttributeAccessIssue]
+    token = _DECIDE.set(decide)
     try:
         yield
     finally:
-        FunctionalTensor.__bool__ = theirs
         _DECIDE.reset(token)
 
 
 def _truth(tensor: torch.Tensor) -> bool:
     """Torch's own asks a number for its value, where only its truth is wanted."""
     return bool((tensor if tensor.dtype is torch.bool else tensor != 0).item())
+
+
+def _nested(tensor: torch.Tensor) -> Any:
+    """Torch's own passes by those who know the values."""
+    return [_nested(row) for row in tensor] if tensor.dim() else tensor.item()
+
+
+_METHODS = {"__bool__": _truth, "tolist": _nested}
 
 
 class ConstantTensors(TorchDispatchMode):
@@ -60,10 +66,15 @@ class ConstantTensors(TorchDispatchMode):
 
     def __enter__(self) -> Any:
         self._notes.__enter__()
+        self._theirs = {name: getattr(FunctionalTensor, name) for name in _METHODS}
+        for name, method in _METHODS.items():
+            setattr(FunctionalTensor, name, method)
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
+        for name, method in self._theirs.items():
+            setattr(FunctionalTensor, name, method)
         self._notes.__exit__(*error)
 
     def forget(self) -> None:

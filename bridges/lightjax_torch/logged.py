@@ -256,13 +256,13 @@ def read(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def batch_size(batch: Any) -> int:
-    """Returns the examples in a batch: the first axis of its first tensor; 1 where there is none."""
-    if isinstance(batch, torch.Tensor):
+    """Returns the examples in a batch: the first axis of its first tensor, or array; 1 where there is none."""
+    if hasattr(batch, "ndim"):
         return batch.shape[0] if batch.ndim else 1
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
     if not parts and hasattr(batch, "__dataclass_fields__"):
         parts = vars(batch).values()
     for part in parts:
-        if isinstance(part, torch.Tensor | Mapping | list | tuple):
+        if hasattr(part, "ndim") or isinstance(part, Mapping | list | tuple):
             return batch_size(part)
     return 1

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from lightjax.metrics import batch_size
 from lightjax_torch.counters import Answers, Expression
 from lightjax_torch.errors import WAY_OUT, CaptureError, ProgramError
+from lightjax_torch.logged import batch_size
 from lightjax_torch.metric_objects import Gathered
-from lightjax_torch.step_view import at_level
+from lightjax_torch.step_view import at_level, weighted
 
 if TYPE_CHECKING:
     pass
@@ -147,7 +147,7 @@ class Paths:
 
     def __call__(self, batch: Any, numbers: Any, *arguments: Any) -> Any:
         """Runs the way that the numbers take; as the captures do, with metrics in the place of logged values."""
-        examples = batch_size(batch) or 1
+        examples = batch_size(batch)
 
         def run(node: Any) -> Any:
             if isinstance(node, _Branch):
@@ -161,7 +161,7 @@ class Paths:
                 for name, how in self._logged_as.items()
             }
             metrics = {name: at_level(one, self._levels.get(name), examples) for name, one in metrics.items()}
-            return outputs, metrics, *rest
+            return outputs, weighted(metrics, batch), *rest
 
         return run(self._tree)
 

@@ -36,6 +36,7 @@ from lightjax_torch.parts import (
     with_gradients,
 )
 from lightjax_torch.schedule import Schedules, configured
+from lightjax_torch.step_view import weighted
 from lightjax_torch.trainer_values import NoTrainerError, TrainerValues
 from lightjax_torch.verification import Verifying, verify
 
@@ -225,7 +226,7 @@ class PortedTask:
         self._check_microbatches(state, step.used & {"batch_idx"})
         loss, metrics, model_state, _, _ = step(state, batch)
         if "loss" not in metrics:
-            metrics = {"loss": loss, **metrics}
+            metrics = weighted({"loss": loss}, batch) | metrics
         return loss, (metrics, model_state)
 
     def _check_microbatches(self, state: lj.TrainState, what: set[str]) -> None:

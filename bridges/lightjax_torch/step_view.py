@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import torch
 
 import lightjax as lj
-from lightjax.metrics import is_metric
+from lightjax.metrics import batch_size, is_metric
 from lightjax_torch.arrays import jax_dtype
 from lightjax_torch.counters import Counters, Number
 from lightjax_torch.errors import WAY_OUT, CaptureError
+from lightjax_torch.logged import batch_size as examples_of
 from lightjax_torch.metric_objects import MetricObjects, is_metric_object
 from lightjax_torch.source_lines import current_line
 from lightjax_torch.trainer_values import TrainerValues
@@ -90,6 +91,14 @@ class LoggedAs:
             return lj.Mean(jnp.asarray(0 if value is None else value, dtype), weights=jnp.asarray(weight, dtype))
         nothing = {"sum": 0, "max": -jnp.inf, "min": jnp.inf}[self.reduction]
         return self.metric(jnp.asarray(nothing if value is None else value, dtype))
+
+
+def weighted(metrics: Mapping[str, Any], batch: Any) -> dict[str, Any]:
+    """Weighs bare numbers, where the leaves of a batch share no leading dimension, with that of the first one."""
+    if batch_size(batch) is not None:
+        return dict(metrics)
+    examples = examples_of(batch)
+    return {name: one if is_metric(one) else lj.Mean(one, weights=examples) for name, one in metrics.items()}
 
 
 class StepView:

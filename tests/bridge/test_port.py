@@ -417,6 +417,48 @@ def test_a_library_may_keep_a_dict_that_refuses_changes():
     np.testing.assert_allclose(metrics["loss"], 2 * module.loss((torch.ones(4, 3),)).detach(), rtol=1e-6)
 
 
+class OverAGraph(Module):
+    """Its batch is nodes, edges and labels: their leading dimensions have nothing to do with each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def scores(self, nodes, edges):
+        messages = self.layer(nodes)
+        return messages.index_add(0, edges[1], messages[edges[0]])
+
+    def training_step(self, batch, batch_idx):
+        loss = nn.functional.cross_entropy(self.scores(*batch[:2]), batch[2])
+        self.log("seen", loss, on_step=True, on_epoch=True)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def graphs(sizes):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (
+            torch.randn(n, 3, generator=generator),
+            torch.randint(0, n, (2, 7), generator=generator),
+            torch.randint(0, 2, (n,), generator=generator),
+        )
+        for n in sizes
+    ]
+
+
+def test_values_of_a_batch_without_one_size_count_with_its_first_tensor():
+    torch.manual_seed(0)
+    module, batches = OverAGraph(), graphs([4, 12])
+    with torch.no_grad():
+        small, large = (float(nn.functional.cross_entropy(module.scores(*one[:2]), one[2])) for one in batches)
+    result = quiet(max_epochs=1).fit(port_task(module), batches)
+    assert result.metrics["train/loss_epoch"] == pytest.approx((4 * small + 12 * large) / 16, rel=1e-5)
+    assert result.metrics["train/seen_epoch"] == result.metrics["train/loss_epoch"]
+
+
 class StatefulEvaluation(Carrying):
     def validation_step(self, batch, batch_idx):
         self.log("loss", self.training_step(batch, batch_idx))

@@ -27,6 +27,8 @@ STEPS = 3
 WIDE, NARROW, FLOOR = 1e-6, 1e-4, 1e-5
 # In float32 a tensor may also be this many times as far from float64 as torch's own float32.
 AS_TORCH = 4.0
+# Of what is further from float64 than this in torch itself, float32 says nothing.
+ROUNDING = 1e-2
 
 Call = Callable[[torch.nn.Module, Any], Any]
 
@@ -255,7 +257,10 @@ def compare(model: Model, *, narrow: bool = True) -> Outcome:
             differences(one, other) for one, other in ((found, theirs), (found, truth), (theirs, truth))
         )
         worst, name = 0.0, ("", "")
+        noise = {place: share for place, share in torchs.items() if share > ROUNDING}
         for place, share in from_theirs.items():
+            if place in noise:
+                continue
             if share > NARROW and from_truth[place] > AS_TORCH * torchs[place]:
                 return Outcome(
                     "fails",
@@ -264,6 +269,9 @@ def compare(model: Model, *, narrow: bool = True) -> Outcome:
                 )
             worst, name = max((worst, name), (share, place))
         reason = f"float32 of {' '.join(name)}: as far from float64 as torch's" if worst > NARROW else ""
+        if noise:
+            far = f"torch's own float32 of {len(noise)} tensors is off by up to {max(noise.values()):.0e} and left out"
+            reason = f"{reason}; {far}" if reason else far
         return Outcome("passes", reason, wide, worst, parameters)
 
 

@@ -48,8 +48,12 @@ class Float64(TorchFunctionMode):
         """Calls a torch function with float64 in the place of float32."""
         if func is torch.Tensor.float:
             func = torch.Tensor.double
-        wide = lambda leaf: torch.float64 if leaf is torch.float32 else leaf  # noqa: E731
-        return func(*(wide(one) for one in args), **{name: wide(one) for name, one in (kwargs or {}).items()})
+        named = {name: _double_for_single(one) for name, one in (kwargs or {}).items()}
+        return func(*map(_double_for_single, args), **named)
+
+
+def _double_for_single(argument: Any) -> Any:
+    return torch.float64 if argument is torch.float32 else argument
 
 
 def in_float64(module: torch.nn.Module, batch: Any) -> tuple[torch.nn.Module, Any]:

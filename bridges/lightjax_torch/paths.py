@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,6 @@ from lightjax_torch.errors import WAY_OUT, CaptureError, ProgramError
 from lightjax_torch.logged import batch_size
 from lightjax_torch.metric_objects import Gathered
 from lightjax_torch.step_view import at_level, weighted
-
-if TYPE_CHECKING:
-    pass
 
 # Every one is traced and compiled; so many questions that do not depend on each other are a program in disguise.
 _MOST = 16

@@ -30,8 +30,8 @@ from lightjax_torch.functions import TracedFunctions, without_recomputation
 from lightjax_torch.lowering import TABLE
 from lightjax_torch.source_lines import raised_by_user, user_line
 
-# Functionalization, the compiling flag, the checkpoint functions and two methods of functional tensors are switched for a
-# whole thread or process while a capture runs; everything is put back when it ends.
+# Functionalization, the compiling flag, the checkpoint functions and two methods of functional tensors are switched for
+# a whole thread or process while a capture runs; everything is put back when it ends.
 _ONE_AT_A_TIME = threading.RLock()
 
 
